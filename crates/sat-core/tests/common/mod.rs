@@ -3,7 +3,7 @@
 use burn::tensor::{Device, Tensor, TensorData};
 
 /// Every device of the build, with its name.
-pub fn devices() -> Vec<(&'static str, Device)> {
+pub(crate) fn devices() -> Vec<(&'static str, Device)> {
     let devices: Vec<(&'static str, Device)> = vec![
         #[cfg(feature = "flex")]
         ("flex", Device::flex()),
@@ -19,14 +19,17 @@ pub fn devices() -> Vec<(&'static str, Device)> {
         #[cfg(feature = "cpu")]
         ("cpu", Device::cpu()),
     ];
-    assert!(!devices.is_empty(), "no backend in this build; use --features flex");
+    assert!(
+        !devices.is_empty(),
+        "no backend in this build; use --features flex"
+    );
     devices
 }
 
-pub fn vector(values: &[f32], device: &Device) -> Tensor<1> {
+pub(crate) fn vector(values: &[f32], device: &Device) -> Tensor<1> {
     Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), device)
 }
 
-pub fn to_vec<const D: usize>(x: Tensor<D>) -> Vec<f32> {
+pub(crate) fn to_vec<const D: usize>(x: Tensor<D>) -> Vec<f32> {
     x.into_data().convert::<f32>().try_into_vec().unwrap()
 }
