@@ -98,8 +98,36 @@ impl TryFrom<String> for ModelName {
 
 /// A name that is not in [`ModelName::ALL`].
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("unknown model `{name}`; known models: {}", ModelName::ALL.map(ModelName::as_str).join(", "))]
+#[error("unknown model `{name}`{}; known models: {}", self.hint(), ModelName::ALL.map(ModelName::as_str).join(", "))]
 pub struct UnknownModel {
     /// The name as it was given.
     pub name: String,
+}
+
+impl UnknownModel {
+    fn hint(&self) -> String {
+        let near = |known: &str| edit_distance(&self.name, known);
+        let nearest = ModelName::ALL
+            .into_iter()
+            .min_by_key(|known| near(known.as_str()));
+        match nearest.filter(|known| near(known.as_str()) <= known.as_str().len() / 3) {
+            Some(known) => format!(", did you mean `{known}`?"),
+            None => String::new(),
+        }
+    }
+}
+
+/// Levenshtein's distance: the fewest insertions, deletions and replacements of a byte.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = i;
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let replaced = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
 }
