@@ -1,1 +1,51 @@
-//! Work in progress.
+#![warn(missing_docs)]
+//! Smooth activation functions for [Burn](https://burn.dev), with fused forward and backward kernels.
+//!
+//! Each activation is one operation with its own differentiation rule: the graph keeps the input and
+//! nothing else, and the backward pass is one pass over the data. On Flex, Burn's CPU backend, both
+//! passes are hand-written vector loops; on every other backend they are composed of Burn's
+//! primitives.
+//!
+//! | to have | use |
+//! |---|---|
+//! | a function of a tensor | [`tensor`], e.g. [`tensor::silu`], or `x.silu()` with [`ActivationExt`] |
+//! | a module in a model | [`Activation`], built by [`ActivationConfig::init`] |
+//! | a choice in a configuration file or on a command line | [`ActivationConfig`], `"silu".parse()` |
+//! | another gradient than the function's own | [`Gradient::Of`], `"relu~psoftplus:10"` |
+//!
+//! ```
+//! # #[cfg(feature = "flex")] {
+//! use burn::tensor::{Device, Tensor};
+//! use sat_core::ActivationExt;
+//!
+//! let device = Device::flex().autodiff();
+//! let x = Tensor::<1>::from_floats([-2.0, 0.0, 2.0], &device).require_grad();
+//! let grads = x.clone().smooth_relu(400.0).sum().backward();
+//! let dx = x.grad(&grads).unwrap();
+//! # let _ = dx;
+//! # }
+//! ```
+//!
+//! # Backends
+//!
+//! The features `flex`, `ndarray`, `cuda`, `wgpu`, `vulkan`, `metal`, `rocm` and `cpu` are additive
+//! and off by default; each enables the Burn backend of that name. On a backend of Burn that this
+//! crate was not built for, the same functions run, composed of Burn's operations. [`device`] turns a
+//! name into a device, or into an error that names the missing feature.
+
+pub mod device;
+pub mod tensor;
+
+mod activation;
+mod backend;
+mod curve;
+mod error;
+#[cfg(feature = "flex")]
+mod lane;
+mod value;
+
+pub use activation::{Activation, ActivationConfig, Function, Gradient};
+pub use backend::{ActivationBackend, Pair};
+pub use curve::Curve;
+pub use error::ActivationError;
+pub use tensor::ActivationExt;

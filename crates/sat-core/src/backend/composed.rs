@@ -1,0 +1,250 @@
+//! The formulas on whole tensors, made of Burn's own primitives: right on every backend.
+
+use crate::{
+    curve::{Curve, Formula, Visitor},
+    value::{FRAC_1_SQRT_2PI, Value},
+};
+use burn::backend::{
+    Backend, TensorMetadata, get_device_settings,
+    tensor::{BoolTensor, FloatTensor},
+};
+use core::ops::{Add, Div, Mul, Neg, Sub};
+
+/// f(x) or f(x; a).
+pub(crate) fn value<B: Backend>(
+    x: FloatTensor<B>,
+    a: Option<FloatTensor<B>>,
+    curve: Curve,
+) -> FloatTensor<B> {
+    struct OfValue<B: Backend>(FloatTensor<B>, Option<FloatTensor<B>>);
+    impl<B: Backend> Visitor for OfValue<B> {
+        type Output = FloatTensor<B>;
+        fn visit<F: Formula>(self, a: f64) -> Self::Output {
+            let parameter = Composed::parameter(self.1, a, &self.0);
+            let like = self.0.clone();
+            F::value(Composed::<B>::Tensor(self.0), parameter).into_tensor(like)
+        }
+    }
+    curve.visit(OfValue::<B>(x, a))
+}
+
+/// grad * df/dx
+pub(crate) fn backward<B: Backend>(
+    x: FloatTensor<B>,
+    a: Option<FloatTensor<B>>,
+    grad: FloatTensor<B>,
+    curve: Curve,
+) -> FloatTensor<B> {
+    struct OfSlope<B: Backend>(FloatTensor<B>, Option<FloatTensor<B>>);
+    impl<B: Backend> Visitor for OfSlope<B> {
+        type Output = FloatTensor<B>;
+        fn visit<F: Formula>(self, a: f64) -> Self::Output {
+            let parameter = Composed::parameter(self.1, a, &self.0);
+            let like = self.0.clone();
+            F::slope(Composed::<B>::Tensor(self.0), parameter).into_tensor(like)
+        }
+    }
+    B::float_mul(grad, curve.visit(OfSlope::<B>(x, a)))
+}
+
+/// The sum of grad * df/da, in a tensor of a's shape.
+pub(crate) fn parameter_backward<B: Backend>(
+    x: FloatTensor<B>,
+    a: FloatTensor<B>,
+    grad: FloatTensor<B>,
+    curve: Curve,
+) -> FloatTensor<B> {
+    struct OfParameter<B: Backend>(FloatTensor<B>, FloatTensor<B>);
+    impl<B: Backend> Visitor for OfParameter<B> {
+        type Output = FloatTensor<B>;
+        fn visit<F: Formula>(self, a: f64) -> Self::Output {
+            let parameter = Composed::parameter(Some(self.1), a, &self.0);
+            let like = self.0.clone();
+            F::parameter_slope(Composed::<B>::Tensor(self.0), parameter).into_tensor(like)
+        }
+    }
+    let shape = a.shape();
+    let product = B::float_mul(grad, curve.visit(OfParameter::<B>(x, a)));
+    B::float_reshape(B::float_sum(product), shape)
+}
+
+/// A tensor, or a constant that no tensor needs to be made for.
+enum Composed<B: Backend> {
+    Tensor(FloatTensor<B>),
+    Constant(f64),
+}
+use Composed::{Constant, Tensor};
+
+impl<B: Backend> Clone for Composed<B> {
+    fn clone(&self) -> Self {
+        match self {
+            Tensor(x) => Tensor(x.clone()),
+            Constant(c) => Constant(*c),
+        }
+    }
+}
+
+impl<B: Backend> Composed<B> {
+    /// A learnable parameter, shaped so that it broadcasts over x; or the fixed one.
+    fn parameter(a: Option<FloatTensor<B>>, fixed: f64, x: &FloatTensor<B>) -> Self {
+        match a {
+            Some(a) => Tensor(B::float_reshape(a, vec![1; x.shape().num_dims()].into())),
+            None => Constant(fixed),
+        }
+    }
+
+    fn into_tensor(self, like: FloatTensor<B>) -> FloatTensor<B> {
+        match self {
+            Tensor(x) => x,
+            Constant(c) => {
+                B::float_full(like.shape(), c.into(), &like.device(), like.dtype().into())
+            }
+        }
+    }
+
+    fn map(self, tensor: fn(FloatTensor<B>) -> FloatTensor<B>, constant: fn(f64) -> f64) -> Self {
+        match self {
+            Tensor(x) => Tensor(tensor(x)),
+            Constant(c) => Constant(constant(c)),
+        }
+    }
+
+    fn select(
+        self,
+        tensor: fn(FloatTensor<B>, f64, burn::tensor::BoolDType) -> BoolTensor<B>,
+        constant: fn(f64) -> bool,
+        then: Self,
+        otherwise: Self,
+    ) -> Self {
+        let condition = match self {
+            Constant(c) => return if constant(c) { then } else { otherwise },
+            Tensor(condition) => condition,
+        };
+        let bool_dtype = get_device_settings::<B>(&condition.device()).bool_dtype;
+        let otherwise = otherwise.into_tensor(condition.clone());
+        let mask = tensor(condition, 0.0, bool_dtype);
+        Tensor(match then {
+            Constant(c) => B::float_mask_fill(otherwise, mask, c.into()),
+            Tensor(then) => B::float_mask_where(otherwise, mask, then),
+        })
+    }
+}
+
+impl<B: Backend> Add for Composed<B> {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        match (self, other) {
+            (Tensor(x), Tensor(y)) => Tensor(B::float_add(x, y)),
+            (Tensor(x), Constant(c)) | (Constant(c), Tensor(x)) => {
+                Tensor(B::float_add_scalar(x, c.into()))
+            }
+            (Constant(x), Constant(y)) => Constant(x + y),
+        }
+    }
+}
+
+impl<B: Backend> Sub for Composed<B> {
+    type Output = Self;
+    fn sub(self, other: Self) -> Self {
+        match (self, other) {
+            (Tensor(x), Tensor(y)) => Tensor(B::float_sub(x, y)),
+            (x, y) => x + -y,
+        }
+    }
+}
+
+impl<B: Backend> Mul for Composed<B> {
+    type Output = Self;
+    fn mul(self, other: Self) -> Self {
+        match (self, other) {
+            (Tensor(x), Tensor(y)) => Tensor(B::float_mul(x, y)),
+            (Tensor(x), Constant(c)) | (Constant(c), Tensor(x)) => {
+                Tensor(B::float_mul_scalar(x, c.into()))
+            }
+            (Constant(x), Constant(y)) => Constant(x * y),
+        }
+    }
+}
+
+impl<B: Backend> Div for Composed<B> {
+    type Output = Self;
+    fn div(self, other: Self) -> Self {
+        match (self, other) {
+            (Tensor(x), Tensor(y)) => Tensor(B::float_div(x, y)),
+            (Tensor(x), Constant(c)) => Tensor(B::float_div_scalar(x, c.into())),
+            (Constant(c), Tensor(x)) => Tensor(B::float_recip(x)) * Constant(c),
+            (Constant(x), Constant(y)) => Constant(x / y),
+        }
+    }
+}
+
+impl<B: Backend> Neg for Composed<B> {
+    type Output = Self;
+    fn neg(self) -> Self {
+        self.map(B::float_neg, f64::neg)
+    }
+}
+
+impl<B: Backend> Value for Composed<B> {
+    fn lit(c: f64) -> Self {
+        Constant(c)
+    }
+    fn exp(self) -> Self {
+        self.map(B::float_exp, f64::exp)
+    }
+    fn exp_m1_nonpositive(self) -> Self {
+        match self {
+            // e^x - 1 = tanh(x/2) (e^x + 1), without cancellation.
+            Tensor(x) => {
+                let half = Tensor(B::float_tanh(B::float_mul_scalar(x.clone(), 0.5.into())));
+                half * (Tensor(x).exp() + Constant(1.0))
+            }
+            Constant(c) => Constant(c.exp_m1()),
+        }
+    }
+    fn ln_1p(self) -> Self {
+        self.map(B::float_log1p, f64::ln_1p)
+    }
+    fn ln_1p_unit(self) -> Self {
+        self.ln_1p()
+    }
+    fn atanh_tail(self) -> Self {
+        // Enough for f32, and 1e-9 for f64 on the [0, 1/25] where the result is used.
+        (0..6).rev().fold(Constant(0.0), |sum, n| {
+            sum * self.clone() + Constant(1.0 / (2 * n + 3) as f64)
+        })
+    }
+    fn abs(self) -> Self {
+        self.map(B::float_abs, f64::abs)
+    }
+    fn normal(self) -> (Self, Self) {
+        let density =
+            (self.clone() * self.clone() * Constant(-0.5)).exp() * Constant(FRAC_1_SQRT_2PI);
+        let scaled = self * Constant(core::f64::consts::FRAC_1_SQRT_2);
+        let cdf = (scaled.map(B::float_erf, libm::erf) + Constant(1.0)) * Constant(0.5);
+        (cdf, density)
+    }
+    fn if_positive(self, then: Self, otherwise: Self) -> Self {
+        self.select(
+            |x, c, t| B::float_greater_elem(x, c.into(), t),
+            |c| c > 0.0,
+            then,
+            otherwise,
+        )
+    }
+    fn if_nonpositive(self, then: Self, otherwise: Self) -> Self {
+        self.select(
+            |x, c, t| B::float_lower_equal_elem(x, c.into(), t),
+            |c| c <= 0.0,
+            then,
+            otherwise,
+        )
+    }
+    fn at_least(self, bound: f64) -> Self {
+        // Not float_clamp_min: some backends take a maximum that loses NaN.
+        (self.clone() - Constant(bound)).if_nonpositive(Constant(bound), self)
+    }
+    fn at_most(self, bound: f64) -> Self {
+        (self.clone() - Constant(bound)).if_positive(Constant(bound), self)
+    }
+}

@@ -1,0 +1,486 @@
+//! Fused loops for Flex, Burn's CPU backend.
+//!
+//! One pass over the data each way, in parallel chunks, with the widest instruction set the machine
+//! has, in place where nobody else holds the buffer. The formulas are those of [`crate::curve`].
+
+use super::{ActivationBackend, Pair};
+use crate::{
+    curve::{Curve, Formula, Visitor},
+    lane::Lane,
+    value::Value,
+};
+use burn::{
+    backend::{
+        Flex,
+        flex::{FlexTensor, Layout},
+        tensor::FloatTensor,
+    },
+    tensor::{Bytes, DType, Element, bf16, f16},
+};
+use core::{marker::PhantomData, mem::MaybeUninit};
+use rayon::prelude::*;
+
+/// Elements a thread takes at a time; smaller tensors run on the calling thread alone.
+const CHUNK: usize = 32 * 1024;
+/// Elements that stay in the first-level cache between copying, computing and writing.
+const BLOCK: usize = 1024;
+
+impl ActivationBackend for Flex {
+    fn activation(x: FloatTensor<Self>, pair: Pair) -> FloatTensor<Self> {
+        pair.value.visit(Forward { x, a: None })
+    }
+
+    fn activation_backward(
+        x: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        curve: Curve,
+    ) -> FloatTensor<Self> {
+        curve.visit(BackwardX { x, grad, a: None })
+    }
+
+    fn parametric_activation(
+        x: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        pair: Pair,
+    ) -> FloatTensor<Self> {
+        pair.value.visit(Forward {
+            x,
+            a: Some(scalar(&a)),
+        })
+    }
+
+    fn parametric_activation_backward(
+        x: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        curve: Curve,
+    ) -> FloatTensor<Self> {
+        curve.visit(BackwardX {
+            x,
+            grad,
+            a: Some(scalar(&a)),
+        })
+    }
+
+    fn parametric_activation_parameter_backward(
+        x: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        curve: Curve,
+    ) -> FloatTensor<Self> {
+        let sum = curve.visit(BackwardA {
+            x,
+            grad,
+            a: scalar(&a),
+        });
+        full(a, sum)
+    }
+}
+
+// --- Operations, one per formula and number type ---
+
+struct Forward {
+    x: FlexTensor,
+    a: Option<f64>,
+}
+
+impl Visitor for Forward {
+    type Output = FlexTensor;
+    fn visit<F: Formula>(self, fixed: f64) -> FlexTensor {
+        let a = self.a.unwrap_or(fixed);
+        match self.x.dtype() {
+            DType::F32 => map::<f32, F>(self.x, a),
+            DType::F64 => map::<f64, F>(self.x, a),
+            DType::F16 => map::<f16, F>(self.x, a),
+            DType::BF16 => map::<bf16, F>(self.x, a),
+            other => unsupported(other),
+        }
+    }
+}
+
+struct BackwardX {
+    x: FlexTensor,
+    grad: FlexTensor,
+    a: Option<f64>,
+}
+
+impl Visitor for BackwardX {
+    type Output = FlexTensor;
+    fn visit<F: Formula>(self, fixed: f64) -> FlexTensor {
+        let a = self.a.unwrap_or(fixed);
+        match self.x.dtype() {
+            DType::F32 => scale_by_slope::<f32, F>(self.x, self.grad, a),
+            DType::F64 => scale_by_slope::<f64, F>(self.x, self.grad, a),
+            DType::F16 => scale_by_slope::<f16, F>(self.x, self.grad, a),
+            DType::BF16 => scale_by_slope::<bf16, F>(self.x, self.grad, a),
+            other => unsupported(other),
+        }
+    }
+}
+
+struct BackwardA {
+    x: FlexTensor,
+    grad: FlexTensor,
+    a: f64,
+}
+
+impl Visitor for BackwardA {
+    type Output = f64;
+    fn visit<F: Formula>(self, _: f64) -> f64 {
+        match self.x.dtype() {
+            DType::F32 => parameter_sum::<f32, F>(self.x, self.grad, self.a),
+            DType::F64 => parameter_sum::<f64, F>(self.x, self.grad, self.a),
+            DType::F16 => parameter_sum::<f16, F>(self.x, self.grad, self.a),
+            DType::BF16 => parameter_sum::<bf16, F>(self.x, self.grad, self.a),
+            other => unsupported(other),
+        }
+    }
+}
+
+fn unsupported(dtype: DType) -> ! {
+    panic!("activations work on f64, f32, f16 and bf16 tensors, not on {dtype:?}")
+}
+
+// --- Tensors as flat buffers ---
+
+/// A tensor whose elements fill one range of its buffer, and where that range is.
+///
+/// A permuted tensor that covers its whole buffer stays as it is: elementwise work does not care
+/// about the order of the axes.
+fn flat(x: FlexTensor) -> (FlexTensor, usize, usize) {
+    if let Some((start, end)) = x.layout().contiguous_offsets() {
+        return (x, start, end);
+    }
+    let n = x.layout().num_elements();
+    if is_dense(x.layout()) {
+        let start = x.layout().start_offset();
+        return (x, start, start + n);
+    }
+    (x.to_contiguous(), 0, n)
+}
+
+/// Whether the elements fill a range without gaps or repeats, in whatever order of the axes.
+fn is_dense(layout: &Layout) -> bool {
+    let mut axes: Vec<(isize, usize)> = layout
+        .strides()
+        .iter()
+        .zip(layout.shape().iter())
+        .filter(|(_, size)| **size != 1)
+        .map(|(stride, size)| (*stride, *size))
+        .collect();
+    axes.sort_unstable();
+    let mut expected = 1;
+    axes.iter().all(|&(stride, size)| {
+        let matches = stride == expected;
+        expected *= size as isize;
+        matches
+    })
+}
+
+/// The layout of a new buffer that holds the range [start, ..) of the old one.
+fn moved(layout: &Layout, start: usize) -> Layout {
+    Layout::new(
+        layout.shape().clone(),
+        layout.strides().to_vec(),
+        layout.start_offset() - start,
+    )
+}
+
+/// Two tensors of one shape as flat buffers in the same order of elements.
+fn flat_pair(x: FlexTensor, grad: FlexTensor) -> ((FlexTensor, usize), (FlexTensor, usize)) {
+    assert_eq!(
+        x.layout().shape(),
+        grad.layout().shape(),
+        "a gradient has the shape of its input"
+    );
+    let (x, x_start, _) = flat(x);
+    let (grad, grad_start, _) = flat(grad);
+    if x.layout().strides() == grad.layout().strides() {
+        return ((x, x_start), (grad, grad_start));
+    }
+    let (x, x_start, _) = flat(x.to_contiguous());
+    let (grad, grad_start, _) = flat(grad.to_contiguous());
+    ((x, x_start), (grad, grad_start))
+}
+
+fn scalar(a: &FlexTensor) -> f64 {
+    let at = a.layout().start_offset();
+    match a.dtype() {
+        DType::F32 => f64::from(a.storage::<f32>()[at]),
+        DType::F64 => a.storage::<f64>()[at],
+        DType::F16 => a.storage::<f16>()[at].to_f64(),
+        DType::BF16 => a.storage::<bf16>()[at].to_f64(),
+        other => unsupported(other),
+    }
+}
+
+fn full(like: FlexTensor, value: f64) -> FlexTensor {
+    let shape = like.layout().shape().clone();
+    let dtype = like.dtype();
+    match dtype {
+        DType::F32 => FlexTensor::filled_typed(shape, dtype, value as f32),
+        DType::F64 => FlexTensor::filled_typed(shape, dtype, value),
+        DType::F16 => FlexTensor::filled_typed(shape, dtype, f16::from_f64(value)),
+        DType::BF16 => FlexTensor::filled_typed(shape, dtype, bf16::from_f64(value)),
+        other => unsupported(other),
+    }
+}
+
+// --- Loops ---
+
+fn map<E: Stored, F: Formula>(x: FlexTensor, a: f64) -> FlexTensor {
+    let (x, start, _) = flat(x);
+    overwrite::<E>(x, start, |_, out| {
+        E::with_work(out, |work| E::Work::values::<F>(work, a))
+    })
+}
+
+fn scale_by_slope<E: Stored, F: Formula>(x: FlexTensor, grad: FlexTensor, a: f64) -> FlexTensor {
+    let ((x, x_start), (grad, grad_start)) = flat_pair(x, grad);
+    let x = &x.storage::<E>()[x_start..];
+    overwrite::<E>(grad, grad_start, |at, out| {
+        let mut buffer = [E::Work::default(); BLOCK];
+        let x = E::read(&x[at..at + out.len()], &mut buffer);
+        E::with_work(out, |work| E::Work::scale_by_slope::<F>(x, work, a));
+    })
+}
+
+/// The sum of grad * df/da. Each block is summed in its number type, the blocks in f64 and in order,
+/// so that the result does not depend on the number of threads.
+fn parameter_sum<E: Stored, F: Formula>(x: FlexTensor, grad: FlexTensor, a: f64) -> f64 {
+    let n = x.layout().num_elements();
+    let ((x, x_start), (grad, grad_start)) = flat_pair(x, grad);
+    let x = &x.storage::<E>()[x_start..x_start + n];
+    let grad = &grad.storage::<E>()[grad_start..grad_start + n];
+    let sums: Vec<f64> = x
+        .par_chunks(CHUNK)
+        .zip(grad.par_chunks(CHUNK))
+        .map(|(x, grad)| {
+            let mut buffers = [[E::Work::default(); BLOCK]; 2];
+            let [x_buffer, grad_buffer] = &mut buffers;
+            x.chunks(BLOCK)
+                .zip(grad.chunks(BLOCK))
+                .map(|(x, grad)| {
+                    let (x, grad) = (E::read(x, x_buffer), E::read(grad, grad_buffer));
+                    E::Work::parameter_sum::<F>(x, grad, a)
+                })
+                .sum()
+        })
+        .collect();
+    sums.iter().sum()
+}
+
+/// Calls `f(position, block)` on all elements: in place where nobody else holds the buffer, on a
+/// fresh copy where somebody does. Blocks are copied right before they are worked on, so the copy
+/// costs no pass over memory.
+fn overwrite<E: Stored>(
+    mut tensor: FlexTensor,
+    start: usize,
+    f: impl Fn(usize, &mut [E]) + Sync,
+) -> FlexTensor {
+    let n = tensor.layout().num_elements();
+    if n == 0 {
+        return tensor;
+    }
+    if let Some(storage) = tensor.try_storage_mut::<E>() {
+        in_blocks(&mut storage[start..start + n], f);
+        return tensor;
+    }
+    let source = &tensor.storage::<E>()[start..start + n];
+    let mut out = Vec::with_capacity(n);
+    in_blocks(
+        &mut out.spare_capacity_mut()[..n],
+        |at, block: &mut [MaybeUninit<E>]| {
+            f(at, block.write_copy_of_slice(&source[at..at + block.len()]));
+        },
+    );
+    // SAFETY: every one of the first n elements lies in a block, and every block was written.
+    unsafe { out.set_len(n) };
+    FlexTensor::new(
+        Bytes::from_elems(out),
+        moved(tensor.layout(), start),
+        tensor.dtype(),
+    )
+}
+
+/// Calls `f(position, block)` on blocks of at most [`BLOCK`] elements, in parallel if it pays.
+fn in_blocks<T: Send>(all: &mut [T], f: impl Fn(usize, &mut [T]) + Sync) {
+    let chunk = |(i, chunk): (usize, &mut [T])| {
+        for (j, block) in chunk.chunks_mut(BLOCK).enumerate() {
+            f(i * CHUNK + j * BLOCK, block);
+        }
+    };
+    if all.len() <= CHUNK {
+        chunk((0, all));
+    } else {
+        all.par_chunks_mut(CHUNK).enumerate().for_each(chunk);
+    }
+}
+
+// --- Number types ---
+
+/// A number type of tensors.
+trait Stored: Element + bytemuck::Pod + Send + Sync {
+    /// What the arithmetic is done in.
+    type Work: Work;
+    /// The elements for reading, through the buffer if they must be converted.
+    fn read<'a>(elements: &'a [Self], buffer: &'a mut [Self::Work; BLOCK]) -> &'a [Self::Work];
+    /// Hands the elements to `f` for overwriting.
+    fn with_work(elements: &mut [Self], f: impl FnOnce(&mut [Self::Work]));
+}
+
+macro_rules! stored_as_is {
+    ($number:ty) => {
+        impl Stored for $number {
+            type Work = $number;
+            fn read<'a>(elements: &'a [Self], _: &'a mut [Self; BLOCK]) -> &'a [Self] {
+                elements
+            }
+            fn with_work(elements: &mut [Self], f: impl FnOnce(&mut [Self])) {
+                f(elements);
+            }
+        }
+    };
+}
+stored_as_is!(f32);
+stored_as_is!(f64);
+
+macro_rules! stored_in_half {
+    ($number:ty) => {
+        impl Stored for $number {
+            type Work = f32;
+            fn read<'a>(elements: &'a [Self], buffer: &'a mut [f32; BLOCK]) -> &'a [f32] {
+                let buffer = &mut buffer[..elements.len()];
+                buffer
+                    .iter_mut()
+                    .zip(elements)
+                    .for_each(|(work, x)| *work = x.to_f32());
+                buffer
+            }
+            fn with_work(elements: &mut [Self], f: impl FnOnce(&mut [f32])) {
+                let mut buffer = [0.0; BLOCK];
+                let work = &mut buffer[..elements.len()];
+                work.iter_mut()
+                    .zip(elements.iter())
+                    .for_each(|(work, x)| *work = x.to_f32());
+                f(work);
+                elements
+                    .iter_mut()
+                    .zip(work)
+                    .for_each(|(x, work)| *x = Self::from_f32(*work));
+            }
+        }
+    };
+}
+stored_in_half!(f16);
+stored_in_half!(bf16);
+
+/// A number type of arithmetic, with the three loops over it.
+trait Work: Copy + Default + Send + Sync {
+    /// x = f(x)
+    fn values<F: Formula>(x: &mut [Self], a: f64);
+    /// grad = grad * f'(x)
+    fn scale_by_slope<F: Formula>(x: &[Self], grad: &mut [Self], a: f64);
+    /// The sum of grad * df/da.
+    fn parameter_sum<F: Formula>(x: &[Self], grad: &[Self], a: f64) -> f64;
+}
+
+impl Work for f64 {
+    fn values<F: Formula>(x: &mut [Self], a: f64) {
+        x.iter_mut().for_each(|x| *x = F::value(*x, a));
+    }
+    fn scale_by_slope<F: Formula>(x: &[Self], grad: &mut [Self], a: f64) {
+        x.iter()
+            .zip(grad)
+            .for_each(|(x, grad)| *grad *= F::slope(*x, a));
+    }
+    fn parameter_sum<F: Formula>(x: &[Self], grad: &[Self], a: f64) -> f64 {
+        x.iter()
+            .zip(grad)
+            .map(|(x, grad)| grad * F::parameter_slope(*x, a))
+            .sum()
+    }
+}
+
+/// The loops on lanes, to be compiled once for each instruction set.
+struct Lanes<F, const FMA: bool>(PhantomData<F>);
+
+impl<F: Formula, const FMA: bool> Lanes<F, FMA> {
+    #[inline(always)]
+    fn values(x: &mut [f32], a: f64) {
+        let a = Lane::<FMA>::lit(a);
+        for x in x {
+            *x = F::value(Lane(*x), a).0;
+        }
+    }
+
+    #[inline(always)]
+    fn scale_by_slope(x: &[f32], grad: &mut [f32], a: f64) {
+        let a = Lane::<FMA>::lit(a);
+        for (x, grad) in x.iter().zip(grad) {
+            *grad *= F::slope(Lane(*x), a).0;
+        }
+    }
+
+    #[inline(always)]
+    fn parameter_sum(x: &[f32], grad: &[f32], a: f64) -> f64 {
+        // Sixteen running sums: one would chain every addition to the one before it.
+        let a = Lane::<FMA>::lit(a);
+        let mut sums = [0.0f32; 16];
+        let (x_body, x_rest) = x.as_chunks::<16>();
+        let (grad_body, grad_rest) = grad.as_chunks::<16>();
+        for (x, grad) in x_body.iter().zip(grad_body) {
+            for ((x, grad), sum) in x.iter().zip(grad).zip(&mut sums) {
+                *sum += grad * F::parameter_slope(Lane(*x), a).0;
+            }
+        }
+        let rest = x_rest.iter().zip(grad_rest);
+        let rest = rest.map(|(x, grad)| grad * F::parameter_slope(Lane::<FMA>(*x), a).0);
+        sums.into_iter().chain(rest).map(f64::from).sum()
+    }
+}
+
+macro_rules! for_each_instruction_set {
+    ($($name:ident($($argument:ident: $type:ty),*) $(-> $output:ty)?;)*) => {
+        $(
+            fn $name<F: Formula>($($argument: $type),*) $(-> $output)? {
+                #[cfg(target_arch = "x86_64")]
+                {
+                    #[target_feature(enable = "avx512f,avx512dq,avx512vl,avx512bw,fma")]
+                    fn avx512<F: Formula>($($argument: $type),*) $(-> $output)? {
+                        Lanes::<F, true>::$name($($argument),*)
+                    }
+                    #[target_feature(enable = "avx2,fma")]
+                    fn avx2<F: Formula>($($argument: $type),*) $(-> $output)? {
+                        Lanes::<F, true>::$name($($argument),*)
+                    }
+                    if std::is_x86_feature_detected!("avx512f")
+                        && std::is_x86_feature_detected!("avx512dq")
+                        && std::is_x86_feature_detected!("avx512vl")
+                        && std::is_x86_feature_detected!("avx512bw")
+                        && std::is_x86_feature_detected!("fma")
+                    {
+                        // SAFETY: the machine has these instructions.
+                        return unsafe { avx512::<F>($($argument),*) };
+                    }
+                    if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma")
+                    {
+                        // SAFETY: the machine has these instructions.
+                        return unsafe { avx2::<F>($($argument),*) };
+                    }
+                }
+                // 64-bit Arm always has fused multiply-add.
+                const FMA: bool = cfg!(target_arch = "aarch64");
+                Lanes::<F, FMA>::$name($($argument),*)
+            }
+        )*
+    };
+}
+
+impl Work for f32 {
+    for_each_instruction_set! {
+        values(x: &mut [f32], a: f64);
+        scale_by_slope(x: &[f32], grad: &mut [f32], a: f64);
+        parameter_sum(x: &[f32], grad: &[f32], a: f64) -> f64;
+    }
+}

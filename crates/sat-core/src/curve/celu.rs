@@ -1,0 +1,26 @@
+use crate::{curve::Formula, value::Value};
+
+/// CELU: continuously differentiable for every a.
+pub(crate) struct Celu;
+
+impl Formula for Celu {
+    #[inline(always)]
+    fn value<V: Value>(x: V, a: V) -> V {
+        let negative = a.clone() * (x.clone().at_most(0.0) / a).exp_m1_nonpositive();
+        x.clone().if_positive(x, negative)
+    }
+
+    #[inline(always)]
+    fn slope<V: Value>(x: V, a: V) -> V {
+        let negative = (x.clone().at_most(0.0) / a).exp();
+        x.if_positive(V::lit(1.0), negative)
+    }
+
+    /// With y = x/a: e^y - 1 - y e^y.
+    #[inline(always)]
+    fn parameter_slope<V: Value>(x: V, a: V) -> V {
+        // Beyond -800 the exponential is zero in every precision; the bound keeps inf * 0 away.
+        let y = (x.at_most(0.0) / a).at_least(-800.0);
+        y.clone().exp_m1_nonpositive() - y.clone() * y.exp()
+    }
+}

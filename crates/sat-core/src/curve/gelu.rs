@@ -1,0 +1,22 @@
+use crate::{curve::Formula, value::Value};
+
+/// GELU in its exact form.
+///
+/// The distribution function comes from its upper tail, so that x * Phi(x) keeps its relative
+/// accuracy far into the negative side. Beyond |x| = 40 the tail is zero in every precision.
+pub(crate) struct Gelu;
+
+impl Formula for Gelu {
+    #[inline(always)]
+    fn value<V: Value>(x: V, _: V) -> V {
+        let x = x.at_least(-40.0);
+        x.clone() * x.normal().0
+    }
+
+    #[inline(always)]
+    fn slope<V: Value>(x: V, _: V) -> V {
+        let x = x.at_least(-40.0).at_most(40.0);
+        let (cdf, density) = x.clone().normal();
+        cdf + x * density
+    }
+}

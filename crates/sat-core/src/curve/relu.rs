@@ -1,0 +1,16 @@
+use crate::{curve::Formula, value::Value};
+
+/// ReLU.
+pub(crate) struct Relu;
+
+impl Formula for Relu {
+    #[inline(always)]
+    fn value<V: Value>(x: V, _: V) -> V {
+        x.clone().if_nonpositive(V::lit(0.0), x)
+    }
+
+    #[inline(always)]
+    fn slope<V: Value>(x: V, _: V) -> V {
+        x.clone().if_nonpositive(V::lit(0.0), x.one_or_nan())
+    }
+}

@@ -1,0 +1,21 @@
+use crate::{curve::Formula, value::Value};
+
+/// SiLU, also called Swish.
+///
+/// Beyond |x| = 800 the sigmoid is 0 or 1 in every precision; bounding x there keeps inf * 0 away.
+pub(crate) struct Silu;
+
+impl Formula for Silu {
+    #[inline(always)]
+    fn value<V: Value>(x: V, _: V) -> V {
+        let x = x.at_least(-800.0);
+        x.clone() * x.sigmoid().0
+    }
+
+    #[inline(always)]
+    fn slope<V: Value>(x: V, _: V) -> V {
+        let x = x.at_least(-800.0).at_most(800.0);
+        let (s, complement) = x.clone().sigmoid();
+        s.clone() + s * x * complement
+    }
+}

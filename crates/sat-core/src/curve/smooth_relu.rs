@@ -1,0 +1,55 @@
+use crate::{curve::Formula, value::Value};
+
+/// SmoothReLU, Xie et al. 2020: zero for x < 0 like ReLU, with a continuous derivative.
+///
+/// With t = a x and s = t/(2+t), ln(1+t) = 2 atanh(s) = 2 s + 2 s^3 P(s^2). For small t the series
+/// replaces the difference of nearly equal numbers, and no term divides by a, so the limit a -> 0 is
+/// finite.
+pub(crate) struct SmoothRelu;
+
+/// Up to here the series is used; s^2 <= 1/25 there.
+const SMALL: f64 = 0.5;
+/// a x is held here, far above where the curve is a straight line, so that it never overflows.
+const LARGE: f64 = 1e30;
+
+/// x where positive, else zero; and t = a x.
+#[inline(always)]
+fn arguments<V: Value>(x: V, a: V) -> (V, V) {
+    let positive = x.clone().if_nonpositive(V::lit(0.0), x);
+    let t = (a * positive.clone()).at_most(LARGE);
+    (positive, t)
+}
+
+impl Formula for SmoothRelu {
+    #[inline(always)]
+    fn value<V: Value>(x: V, a: V) -> V {
+        let (x, t) = arguments(x, a.clone());
+        let scale = V::lit(1.0) / (V::lit(2.0) + t.clone());
+        let s = t.clone() * scale.clone();
+        // x s (1 - 2 s P/(2+t))
+        let tail = (s.clone() * s.clone()).at_most(1.0 / 9.0).atanh_tail();
+        let small = x.clone() * s.clone() * (V::lit(1.0) - V::lit(2.0) * s * tail * scale);
+        let large = x - t.clone().ln_1p() / a;
+        (t - V::lit(SMALL)).if_positive(large, small)
+    }
+
+    #[inline(always)]
+    fn slope<V: Value>(x: V, a: V) -> V {
+        let (_, t) = arguments(x, a);
+        t.clone() / (V::lit(1.0) + t)
+    }
+
+    /// \[ln(1+t) - t/(1+t)\]/a^2, which is x^2 \[1/(1+t) - (1 - 2 s P/(2+t))/(2+t)\] for small t.
+    #[inline(always)]
+    fn parameter_slope<V: Value>(x: V, a: V) -> V {
+        let (x, t) = arguments(x, a.clone());
+        let scale = V::lit(1.0) / (V::lit(2.0) + t.clone());
+        let s = t.clone() * scale.clone();
+        let tail = (s.clone() * s.clone()).at_most(1.0 / 9.0).atanh_tail();
+        let recip = V::lit(1.0) / (V::lit(1.0) + t.clone());
+        let series = (V::lit(1.0) - V::lit(2.0) * s * tail * scale.clone()) * scale;
+        let small = x.clone() * (x * (recip.clone() - series));
+        let large = (t.clone().ln_1p() - t.clone() * recip) / (a.clone() * a);
+        (t - V::lit(SMALL)).if_positive(large, small)
+    }
+}

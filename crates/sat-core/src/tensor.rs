@@ -1,0 +1,133 @@
+//! The activations as functions of a tensor, and the extension trait that makes them methods.
+//!
+//! All are elementwise, keep shape and dtype, compute in `f32` or better, and can be differentiated
+//! once. NaN gives NaN.
+
+use crate::{
+    backend::{ActivationBackend, Pair, fallback, is_extended},
+    curve::Curve,
+};
+use burn::{backend::Dispatch, tensor::Tensor};
+
+/// Applies a curve, or a value/gradient pair of curves, elementwise.
+///
+/// # Panics
+///
+/// If a parameter is not finite and positive; see [`Curve::validate`].
+pub fn activate<const D: usize>(x: Tensor<D>, pair: impl Into<Pair>) -> Tensor<D> {
+    let pair = checked(pair.into());
+    let extended = is_extended(&x.device());
+    let x = x.into_dispatch();
+    Tensor::from_dispatch(if extended {
+        Dispatch::activation(x, pair)
+    } else {
+        fallback(x, None, pair)
+    })
+}
+
+/// Applies a curve whose parameter is a tensor of one element, with gradients for both.
+///
+/// The parameter that stands in the curve is not used.
+///
+/// # Panics
+///
+/// If `a` does not hold exactly one element, or the value curve has no parameter.
+pub fn activate_with_parameter<const D: usize>(
+    x: Tensor<D>,
+    a: Tensor<1>,
+    pair: impl Into<Pair>,
+) -> Tensor<D> {
+    let pair = checked(pair.into());
+    assert_eq!(
+        a.dims(),
+        [1],
+        "the parameter of an activation is a tensor of one element"
+    );
+    assert!(
+        pair.value.parameter().is_some(),
+        "activation `{}` has no parameter",
+        pair.value.name()
+    );
+    let extended = is_extended(&x.device());
+    let (x, a) = (x.into_dispatch(), a.into_dispatch());
+    Tensor::from_dispatch(if extended {
+        Dispatch::parametric_activation(x, a, pair)
+    } else {
+        fallback(x, Some(a), pair)
+    })
+}
+
+fn checked(pair: Pair) -> Pair {
+    for curve in [pair.value, pair.slope()] {
+        if let Err(error) = curve.validate() {
+            panic!("{error}");
+        }
+    }
+    pair
+}
+
+macro_rules! functions {
+    ($($(#[$doc:meta])* $name:ident($($a:ident)?) = $curve:expr;)*) => {
+        $(
+            $(#[$doc])*
+            pub fn $name<const D: usize>(x: Tensor<D> $(, $a: f64)?) -> Tensor<D> {
+                activate(x, $curve)
+            }
+        )*
+
+        /// The activations as methods: `x.silu()`.
+        ///
+        /// Burn's own tensors have no such methods, so nothing is shadowed.
+        pub trait ActivationExt: Sized {
+            $(
+                $(#[$doc])*
+                fn $name(self $(, $a: f64)?) -> Self;
+            )*
+        }
+
+        impl<const D: usize> ActivationExt for Tensor<D> {
+            $(
+                fn $name(self $(, $a: f64)?) -> Self {
+                    $name(self $(, $a)?)
+                }
+            )*
+        }
+    };
+}
+
+functions! {
+    /// max(0, x); see [`Curve::Relu`].
+    relu() = Curve::Relu;
+    /// ln(1 + e^x); see [`Curve::Softplus`].
+    softplus() = Curve::Softplus;
+    /// ln(1 + e^(a x))/a; see [`Curve::ParametricSoftplus`].
+    ///
+    /// # Panics
+    ///
+    /// If a is not finite and positive.
+    parametric_softplus(a) = Curve::ParametricSoftplus(a);
+    /// x s(x); see [`Curve::Silu`].
+    silu() = Curve::Silu;
+    /// x Phi(x); see [`Curve::Gelu`].
+    gelu() = Curve::Gelu;
+    /// GELU's tanh form; see [`Curve::GeluTanh`].
+    gelu_tanh() = Curve::GeluTanh;
+    /// x for x > 0, else a (e^x - 1); see [`Curve::Elu`].
+    ///
+    /// # Panics
+    ///
+    /// If a is not finite and positive.
+    elu(a) = Curve::Elu(a);
+    /// x for x > 0, else a (e^(x/a) - 1); see [`Curve::Celu`].
+    ///
+    /// # Panics
+    ///
+    /// If a is not finite and positive.
+    celu(a) = Curve::Celu(a);
+    /// x - ln(1 + a x)/a for x > 0, else 0; see [`Curve::SmoothRelu`].
+    ///
+    /// # Panics
+    ///
+    /// If a is not finite and positive.
+    smooth_relu(a) = Curve::SmoothRelu(a);
+}

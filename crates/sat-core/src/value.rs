@@ -1,0 +1,111 @@
+//! What a formula may be evaluated on: plain floats, SIMD-friendly lanes and whole tensors.
+
+use core::ops::{Add, Div, Mul, Neg, Sub};
+
+/// A number, or a tensor of numbers, on which a curve's formula is written once.
+///
+/// The same generic formula serves three purposes: on `f64` it is the reference, on the crate's
+/// branch-free `f32` lanes it is the body of the Flex loops, and on tensor primitives it is the
+/// composed fallback of every other backend.
+///
+/// All comparisons let a NaN take the *otherwise* branch, so a formula propagates NaN by putting the
+/// arithmetic there.
+pub(crate) trait Value:
+    Clone
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + Neg<Output = Self>
+{
+    /// A constant.
+    fn lit(c: f64) -> Self;
+    /// e^x, zero and infinity at the ends.
+    fn exp(self) -> Self;
+    /// e^x - 1 for x <= 0, without cancellation near 0. Unspecified for positive x.
+    fn exp_m1_nonpositive(self) -> Self;
+    /// ln(1 + u) for u >= 0.
+    fn ln_1p(self) -> Self;
+    /// ln(1 + u) for u in [0, 1]; cheaper than [`ln_1p`](Value::ln_1p).
+    fn ln_1p_unit(self) -> Self;
+    /// (atanh(s)/s - 1)/s^2 = 1/3 + z/5 + z^2/7 + ... as a function of z = s^2, for z in [0, 1/9].
+    fn atanh_tail(self) -> Self;
+    /// |x|
+    fn abs(self) -> Self;
+    /// The standard normal distribution function and density, (Phi(x), phi(x)).
+    fn normal(self) -> (Self, Self);
+    /// `then` where self > 0, else `otherwise`.
+    fn if_positive(self, then: Self, otherwise: Self) -> Self;
+    /// `then` where self <= 0, else `otherwise`.
+    fn if_nonpositive(self, then: Self, otherwise: Self) -> Self;
+    /// max(x, c), keeping NaN.
+    fn at_least(self, c: f64) -> Self;
+    /// min(x, c), keeping NaN.
+    fn at_most(self, c: f64) -> Self;
+
+    /// The logistic sigmoid and its complement, (s(x), 1 - s(x)), each to full relative accuracy:
+    /// with e = e^-|x| both are 1/(1+e) and e/(1+e), so nothing overflows and nothing cancels.
+    fn sigmoid(self) -> (Self, Self) {
+        let e = (-self.clone().abs()).exp();
+        let large = Self::lit(1.0) / (Self::lit(1.0) + e.clone());
+        let small = e * large.clone();
+        (
+            self.clone().if_positive(large.clone(), small.clone()),
+            self.if_positive(small, large),
+        )
+    }
+
+    /// 1 for every number, NaN for NaN.
+    fn one_or_nan(self) -> Self {
+        self.at_least(1.0).at_most(1.0)
+    }
+}
+
+impl Value for f64 {
+    fn lit(c: f64) -> Self {
+        c
+    }
+    fn exp(self) -> Self {
+        f64::exp(self)
+    }
+    fn exp_m1_nonpositive(self) -> Self {
+        f64::exp_m1(self)
+    }
+    fn ln_1p(self) -> Self {
+        f64::ln_1p(self)
+    }
+    fn ln_1p_unit(self) -> Self {
+        f64::ln_1p(self)
+    }
+    fn atanh_tail(self) -> Self {
+        // 18 terms: (1/9)^18 / 39 is below 2^-60.
+        (0..18)
+            .rev()
+            .fold(0.0, |sum, n| sum * self + 1.0 / (2 * n + 3) as f64)
+    }
+    fn abs(self) -> Self {
+        f64::abs(self)
+    }
+    fn normal(self) -> (Self, Self) {
+        let density = (-0.5 * self * self).exp() * FRAC_1_SQRT_2PI;
+        (
+            0.5 * libm::erfc(-self * core::f64::consts::FRAC_1_SQRT_2),
+            density,
+        )
+    }
+    fn if_positive(self, then: Self, otherwise: Self) -> Self {
+        if self > 0.0 { then } else { otherwise }
+    }
+    fn if_nonpositive(self, then: Self, otherwise: Self) -> Self {
+        if self <= 0.0 { then } else { otherwise }
+    }
+    fn at_least(self, c: f64) -> Self {
+        if self < c { c } else { self }
+    }
+    fn at_most(self, c: f64) -> Self {
+        if self > c { c } else { self }
+    }
+}
+
+/// 1/sqrt(2 pi)
+pub(crate) const FRAC_1_SQRT_2PI: f64 = 0.398_942_280_401_432_7;
