@@ -1,1 +1,79 @@
-//! Work in progress.
+//! Adversarial attacks against any [Burn](https://burn.dev) image classifier: FGSM, PGD and
+//! MI-FGSM for Linf and L2, and robust accuracy over a data set.
+//!
+//! An attack is a value; the victim, the goal and the threat come at the call, and the answer is
+//! per sample.
+//!
+//! ```
+//! # #[cfg(feature = "flex")] {
+//! use burn::module::Module;
+//! use burn::nn::{Linear, LinearConfig};
+//! use burn::tensor::{Device, Tensor};
+//! use sat_attack::{Attack, Classifier, Goal, Pgd, ThreatModel, Victim};
+//!
+//! #[derive(Module, Debug)]
+//! struct Model {
+//!     linear: Linear,
+//! }
+//!
+//! impl Classifier for Model {
+//!     fn logits(&self, images: Tensor<4>) -> Tensor<2> {
+//!         self.linear.forward(images.flatten(1, 3))
+//!     }
+//! }
+//!
+//! let device = Device::flex();
+//! let model = Model { linear: LinearConfig::new(12, 10).init(&device) };
+//! let images = Tensor::<4>::full([2, 3, 2, 2], 0.5, &device);
+//!
+//! // Frozen, with the input normalisation inside: eps and bounds are in image units.
+//! let victim = Victim::new(&model).normalize(&[0.5, 0.5, 0.5], &[0.2, 0.2, 0.2])?;
+//! let threat = ThreatModel::linf(8.0 / 255.0);
+//! let adv = Pgd::default()
+//!     .steps(20)
+//!     .step_size(2.0 / 255.0)
+//!     .restarts(5)
+//!     .stop_when_fooled()
+//!     .run(&victim, images, Goal::untargeted([3, 7]), &threat)?;
+//! println!("{} of {} fooled, {} forwards", adv.fooled(), adv.len(), adv.cost.forwards);
+//! # }
+//! # Ok::<(), sat_attack::AttackError>(())
+//! ```
+//!
+//! # Rules
+//!
+//! - Gradients are of the input only. [`Victim::new`] freezes a copy of the model; BatchNorm
+//!   statistics and weights stay as they are.
+//! - The returned images lie in the ball and in the bounds, and success is re-checked on them by a
+//!   fresh forward pass.
+//! - Every random draw comes from one seed through a generator of our own, so a run repeats.
+//! - Bad input gives an [`AttackError`], also when it shows only in the model's output: NaN logits
+//!   or gradients never count as robust.
+//!
+//! For training, [`Attack::perturb`] returns just the images, with no pass more than the steps.
+
+#![warn(missing_docs)]
+
+mod attack;
+mod batch;
+mod error;
+mod evaluate;
+mod fgsm;
+mod goal;
+mod loss;
+mod pgd;
+mod project;
+mod rng;
+mod threat;
+mod victim;
+
+pub use attack::{Adversarial, Attack, Cost};
+pub use error::AttackError;
+pub use evaluate::{Report, SampleRecord, evaluate};
+pub use fgsm::Fgsm;
+pub use goal::{Goal, Labels};
+pub use loss::{CustomLoss, Loss, cross_entropy};
+pub use pgd::{EarlyExit, Pgd, RandomStart, StepSize};
+pub use project::Ball;
+pub use threat::{Eps, Norm, ParseNormError, ThreatModel};
+pub use victim::{Classifier, Victim};

@@ -1,1 +1,51 @@
-//! Work in progress.
+//! Residual networks for [Burn](https://burn.dev) with any activation of `sat-core`, seeded
+//! initialisation, and weights in the safetensors format under PyTorch's names.
+//!
+//! A network is data until it is built:
+//!
+//! ```
+//! # #[cfg(feature = "flex")]
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use burn::module::Module;
+//! use burn::tensor::{Device, Tensor};
+//! use sat_models::{ModelName, load_safetensors, model_metadata, read_metadata, save_safetensors};
+//!
+//! let name: ModelName = "resnet20".parse()?;
+//! let config = name.config().with_activation("silu".parse()?);
+//! let device = Device::flex();
+//! let model = config.init(0, &device); // seed 0
+//! let logits = model.forward(Tensor::zeros([2, 3, 32, 32], &device));
+//! assert_eq!(logits.dims(), [2, 10]);
+//!
+//! let folder = tempfile::tempdir()?;
+//! let file = folder.path().join("resnet20.safetensors");
+//! save_safetensors(&model, &file, &model_metadata(name, config.activation))?;
+//! assert_eq!(read_metadata(&file)?["sat.model"], "resnet20");
+//!
+//! // Training takes the differentiable twin of the device; attacks and evaluation take `valid()`.
+//! let model = load_safetensors(config.init(1, &device.autodiff()), &file)?;
+//! let attacked = model.valid();
+//! # drop(attacked);
+//! # Ok(())
+//! # }
+//! # #[cfg(not(feature = "flex"))]
+//! # fn main() {}
+//! ```
+//!
+//! [`ResNetConfig`] describes networks of any size; [`StateDict`] gives a module of your own the
+//! same weights files.
+
+#![warn(missing_docs)]
+
+mod init;
+mod registry;
+mod resnet;
+mod weights;
+
+pub use init::Initialization;
+pub use registry::{ModelName, UnknownModel};
+pub use resnet::{ConfigError, ResNet, ResNetConfig, StageConfig, StemConfig};
+pub use weights::{
+    METADATA_ACTIVATION, METADATA_MODEL, Metadata, ShapeMismatch, StateDict, WeightsError,
+    load_safetensors, model_metadata, read_metadata, save_safetensors,
+};

@@ -1,0 +1,100 @@
+use std::ops::AddAssign;
+
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+
+use crate::{AttackError, Goal, ThreatModel, Victim};
+
+/// An attack: a value holding its settings. Victim, images, goal and threat come at the call.
+pub trait Attack {
+    /// Attacks `images` `[n, c, h, w]` and reports what became of each sample.
+    ///
+    /// The returned images lie in the ball and in the bounds, and success is measured on them by
+    /// one more forward pass.
+    ///
+    /// # Errors
+    ///
+    /// Any [`AttackError`]. A NaN or infinity in a gradient or in the logits is an error, because
+    /// skipping it would count a broken model as robust.
+    fn run(
+        &self,
+        victim: &Victim<'_>,
+        images: Tensor<4>,
+        goal: Goal,
+        threat: &ThreatModel,
+    ) -> Result<Adversarial, AttackError>;
+
+    /// Returns just the adversarial images `[n, c, h, w]`, for training: as [`Attack::run`], but
+    /// without the bookkeeping where an attack can do without it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Attack::run`].
+    fn perturb(
+        &self,
+        victim: &Victim<'_>,
+        images: Tensor<4>,
+        goal: Goal,
+        threat: &ThreatModel,
+    ) -> Result<Tensor<4>, AttackError> {
+        Ok(self.run(victim, images, goal, threat)?.images)
+    }
+}
+
+/// What an attack did to a batch, sample by sample.
+#[derive(Clone, Debug)]
+pub struct Adversarial {
+    /// The adversarial images `[n, c, h, w]`, on the images' device without autodiff and in their
+    /// type. Where the attack failed: its best attempt.
+    pub images: Tensor<4>,
+    /// Whether the goal was reached. Untargeted: the prediction is not the label, which includes
+    /// samples the model got wrong before the attack. Targeted: the prediction is the target.
+    pub success: Vec<bool>,
+    /// The model's prediction for the adversarial image; the first of equal logits.
+    pub predictions: Vec<usize>,
+    /// Cross-entropy of the adversarial image by the label or target, in nats.
+    pub loss: Vec<f32>,
+    /// What it took.
+    pub cost: Cost,
+}
+
+impl Adversarial {
+    /// Number of samples.
+    pub fn len(&self) -> usize {
+        self.success.len()
+    }
+
+    /// Whether there are no samples; attacks refuse empty batches.
+    pub fn is_empty(&self) -> bool {
+        self.success.is_empty()
+    }
+
+    /// Number of samples for which the attack reached its goal.
+    pub fn fooled(&self) -> usize {
+        self.success.iter().filter(|&&fooled| fooled).count()
+    }
+
+    /// Number of samples that withstood the attack.
+    pub fn robust(&self) -> usize {
+        self.len() - self.fooled()
+    }
+}
+
+/// Work done by an attack, counted in images: a forward pass of a batch of 100 counts 100.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Cost {
+    /// Images pushed forward through the model.
+    pub forwards: u64,
+    /// Images pushed backward through the model, each after a forward pass that is counted too.
+    pub backwards: u64,
+    /// Wall-clock time in seconds.
+    pub seconds: f64,
+}
+
+impl AddAssign for Cost {
+    fn add_assign(&mut self, other: Self) {
+        self.forwards += other.forwards;
+        self.backwards += other.backwards;
+        self.seconds += other.seconds;
+    }
+}

@@ -1,0 +1,279 @@
+//! What all attacks share: the samples still under attack, and the counted questions to the model.
+
+use std::time::Instant;
+
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+
+use crate::goal::Aim;
+use crate::loss::{cross_entropy_of, widen};
+use crate::project::{Ball, first_non_finite};
+use crate::victim::{LogitRows, argmax};
+use crate::{Adversarial, AttackError, Cost, Goal, Loss, ThreatModel, Victim};
+
+/// The samples an attack works on. Samples leave through [`Batch::select`].
+#[derive(Clone)]
+pub(crate) struct Batch {
+    pub(crate) ball: Ball,
+    /// Where each sample stands in the caller's batch.
+    pub(crate) positions: Vec<usize>,
+    /// The number of each sample in the data set, which chooses its random stream.
+    pub(crate) samples: Vec<u64>,
+    aim: Aim,
+    classes: Vec<i64>,
+    class_tensor: Tensor<1, Int>,
+}
+
+impl Batch {
+    /// Checks images, threat and the number of labels.
+    pub(crate) fn new(
+        images: Tensor<4>,
+        goal: Goal,
+        threat: &ThreatModel,
+    ) -> Result<Self, AttackError> {
+        let [count, ..] = images.dims();
+        if count > 0 && goal.classes.len() != count {
+            return Err(AttackError::LabelCount {
+                labels: goal.classes.len(),
+                images: count,
+            });
+        }
+        let ball = Ball::new(images, threat)?;
+        let device = ball.centre().device();
+        Ok(Self {
+            ball,
+            positions: (0..count).collect(),
+            samples: (goal.first..).take(count).collect(),
+            aim: goal.aim,
+            class_tensor: int_tensor(goal.classes.clone(), &device),
+            classes: goal.classes,
+        })
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.positions.len()
+    }
+
+    /// Keeps the samples at `rows`.
+    pub(crate) fn select(&self, rows: &[usize]) -> Self {
+        let tensor = self.rows(rows);
+        Self {
+            ball: self.ball.select(tensor.clone()),
+            positions: pick(&self.positions, rows),
+            samples: pick(&self.samples, rows),
+            aim: self.aim,
+            classes: pick(&self.classes, rows),
+            class_tensor: self.class_tensor.clone().select(0, tensor),
+        }
+    }
+
+    /// `rows` as an index tensor for this batch's device.
+    pub(crate) fn rows(&self, rows: &[usize]) -> Tensor<1, Int> {
+        row_tensor(rows, &self.class_tensor.device())
+    }
+
+    /// An explicit starting point for this batch, checked and projected.
+    pub(crate) fn start(&self, start: &Tensor<4>) -> Result<Tensor<4>, AttackError> {
+        let centre = self.ball.centre();
+        if start.dims() != centre.dims() {
+            return Err(AttackError::StartShape {
+                start: start.dims(),
+                images: centre.dims(),
+            });
+        }
+        let start = start.clone().without_autodiff().cast(centre.dtype());
+        if let Some((sample, value)) = first_non_finite(&start)? {
+            return Err(AttackError::NonFiniteStart { sample, value });
+        }
+        Ok(self.ball.project(start))
+    }
+
+    fn check_classes(&self, classes: usize) -> Result<(), AttackError> {
+        let valid = |label: &i64| usize::try_from(*label).is_ok_and(|label| label < classes);
+        match self.classes.iter().position(|label| !valid(label)) {
+            Some(row) => Err(AttackError::LabelOutOfRange {
+                sample: self.positions[row],
+                label: self.classes[row],
+                classes,
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Asks the model, and counts.
+pub(crate) struct Oracle<'a> {
+    victim: &'a Victim<'a>,
+    loss: &'a Loss,
+    /// The type of the caller's images, which is what the model gets.
+    dtype: DType,
+    cost: Cost,
+    started: Instant,
+}
+
+impl<'a> Oracle<'a> {
+    pub(crate) fn new(victim: &'a Victim<'a>, loss: &'a Loss, dtype: DType) -> Self {
+        Self {
+            victim,
+            loss,
+            dtype,
+            cost: Cost::default(),
+            started: Instant::now(),
+        }
+    }
+
+    /// Logits `[n, classes]` of `images`, which stand for the samples of `batch`.
+    pub(crate) fn logits(
+        &mut self,
+        batch: &Batch,
+        images: Tensor<4>,
+    ) -> Result<Tensor<2>, AttackError> {
+        self.cost.forwards += batch.len() as u64;
+        let logits = self.victim.logits(images.cast(self.dtype))?;
+        batch.check_classes(logits.dims()[1])?;
+        Ok(logits)
+    }
+
+    /// Logits, and the gradient by the images of the loss to raise (the target's loss, negated,
+    /// for a targeted goal).
+    pub(crate) fn gradient(
+        &mut self,
+        batch: &Batch,
+        images: Tensor<4>,
+    ) -> Result<(Tensor<2>, Tensor<4>), AttackError> {
+        self.cost.forwards += batch.len() as u64;
+        self.cost.backwards += batch.len() as u64;
+        let images = images.cast(self.dtype);
+        let (logits, gradient) = self.victim.input_gradient(images, |logits| {
+            batch.check_classes(logits.dims()[1])?;
+            self.objective(batch, logits)
+        })?;
+        Ok((logits, widen(gradient)))
+    }
+
+    /// The value to raise, per sample.
+    pub(crate) fn objective(
+        &self,
+        batch: &Batch,
+        logits: Tensor<2>,
+    ) -> Result<Tensor<1>, AttackError> {
+        let loss = self.loss.per_sample(logits, batch.class_tensor.clone())?;
+        Ok(match batch.aim {
+            Aim::Untargeted => loss,
+            Aim::Targeted => loss.neg(),
+        })
+    }
+
+    /// Which samples the logits show to be fooled.
+    pub(crate) fn fooled(
+        &self,
+        batch: &Batch,
+        logits: Tensor<2>,
+    ) -> Result<Vec<bool>, AttackError> {
+        let rows = read(batch, logits)?;
+        Ok(rows
+            .iter()
+            .zip(&batch.classes)
+            .map(|(row, &class)| batch.aim.reached(class, argmax(row)))
+            .collect())
+    }
+
+    /// Judges the images that the attack returns, by a fresh forward pass.
+    pub(crate) fn verdict(
+        mut self,
+        batch: &Batch,
+        images: Tensor<4>,
+    ) -> Result<Adversarial, AttackError> {
+        let images = images.cast(self.dtype);
+        let rows = read(batch, self.logits(batch, images.clone())?)?;
+        let predictions: Vec<usize> = rows.iter().map(argmax).collect();
+        let success = predictions
+            .iter()
+            .zip(&batch.classes)
+            .map(|(&prediction, &class)| batch.aim.reached(class, prediction))
+            .collect();
+        // The classes were checked against the logits.
+        let loss = rows
+            .iter()
+            .zip(&batch.classes)
+            .map(|(row, &class)| cross_entropy_of(row, class as usize))
+            .collect();
+        self.cost.seconds = self.started.elapsed().as_secs_f64();
+        Ok(Adversarial {
+            images,
+            success,
+            predictions,
+            loss,
+            cost: self.cost,
+        })
+    }
+}
+
+/// Refuses a gradient with a NaN or an infinity.
+pub(crate) fn check_gradient(batch: &Batch, gradient: &Tensor<4>) -> Result<(), AttackError> {
+    match first_non_finite(gradient)? {
+        Some((row, _)) => Err(AttackError::NonFiniteGradient {
+            sample: batch.positions[row],
+        }),
+        None => Ok(()),
+    }
+}
+
+fn read(batch: &Batch, logits: Tensor<2>) -> Result<LogitRows, AttackError> {
+    LogitRows::read(logits).map_err(|error| match error {
+        AttackError::NonFiniteLogits { sample: row } => AttackError::NonFiniteLogits {
+            sample: batch.positions[row],
+        },
+        error => error,
+    })
+}
+
+/// The best image found so far for each sample of the caller's batch.
+pub(crate) struct Gallery {
+    images: Vec<Tensor<4>>,
+    stored: usize,
+    /// For each sample, the row of its image among all stored.
+    slots: Vec<usize>,
+}
+
+impl Gallery {
+    pub(crate) fn new(samples: usize) -> Self {
+        Self {
+            images: Vec::new(),
+            stored: 0,
+            slots: vec![0; samples],
+        }
+    }
+
+    /// Stores the images at `rows`, of the samples at `rows` of `batch`.
+    pub(crate) fn put(&mut self, batch: &Batch, images: &Tensor<4>, rows: &[usize]) {
+        if rows.is_empty() {
+            return;
+        }
+        for (offset, &row) in rows.iter().enumerate() {
+            self.slots[batch.positions[row]] = self.stored + offset;
+        }
+        self.stored += rows.len();
+        self.images.push(images.clone().select(0, batch.rows(rows)));
+    }
+
+    /// All images in the order of the caller's batch. Every sample must have been stored.
+    pub(crate) fn finish(self) -> Tensor<4> {
+        let images = Tensor::cat(self.images, 0);
+        let rows = row_tensor(&self.slots, &images.device());
+        images.select(0, rows)
+    }
+}
+
+fn int_tensor(values: Vec<i64>, device: &Device) -> Tensor<1, Int> {
+    let shape = [values.len()];
+    Tensor::from_data(TensorData::new(values, shape), device)
+}
+
+fn row_tensor(rows: &[usize], device: &Device) -> Tensor<1, Int> {
+    // Row numbers count tensors in memory, far below i64::MAX.
+    int_tensor(rows.iter().map(|&row| row as i64).collect(), device)
+}
+
+fn pick<T: Copy>(values: &[T], rows: &[usize]) -> Vec<T> {
+    rows.iter().map(|&row| values[row]).collect()
+}

@@ -1,0 +1,216 @@
+use burn::tensor::{Int, Tensor, TensorData};
+
+use crate::loss::widen;
+use crate::rng::{Purpose, Stream};
+use crate::{AttackError, Norm, ThreatModel};
+
+/// Keeps divisions by a norm finite; foolbox uses the same value.
+const MIN_NORM: f64 = 1e-12;
+
+/// The images an attacker may choose: for each clean image the points within `eps` of it and
+/// within the pixel bounds.
+///
+/// Works in f32, or in f64 for f64 images; half-precision images are widened to f32.
+#[derive(Clone, Debug)]
+pub struct Ball {
+    centre: Tensor<4>,
+    /// `[n, 1, 1, 1]`
+    eps: Tensor<4>,
+    region: Region,
+}
+
+#[derive(Clone, Debug)]
+enum Region {
+    /// Per pixel `max(x - eps, lower)` and `min(x + eps, upper)`, rounded once.
+    Linf {
+        lower: Tensor<4>,
+        upper: Tensor<4>,
+    },
+    L2 {
+        lower: f64,
+        upper: f64,
+    },
+}
+
+impl Ball {
+    /// The ball around `images` `[n, c, h, w]`. Reads one flag back from the device.
+    ///
+    /// # Errors
+    ///
+    /// [`AttackError::EmptyBatch`], the errors of an invalid [`ThreatModel`],
+    /// [`AttackError::NonFiniteImage`] and [`AttackError::ImageOutOfBounds`].
+    pub fn new(images: Tensor<4>, threat: &ThreatModel) -> Result<Self, AttackError> {
+        let [count, ..] = images.dims();
+        if count == 0 {
+            return Err(AttackError::EmptyBatch);
+        }
+        let radii = threat.radii(count)?;
+        let centre = widen(images.without_autodiff());
+        let (lower, upper) = threat.bounds;
+        check_images(&centre, lower, upper)?;
+
+        let eps = per_sample(radii, &centre);
+        let region = match threat.norm {
+            Norm::Linf => Region::Linf {
+                lower: (centre.clone() - eps.clone()).clamp_min(lower),
+                upper: (centre.clone() + eps.clone()).clamp_max(upper),
+            },
+            Norm::L2 => Region::L2 { lower, upper },
+        };
+        Ok(Self {
+            centre,
+            eps,
+            region,
+        })
+    }
+
+    /// The clean images `[n, c, h, w]`.
+    pub fn centre(&self) -> Tensor<4> {
+        self.centre.clone()
+    }
+
+    /// The point of the ball and the bounds that stands for `images` `[n, c, h, w]`.
+    ///
+    /// Linf: clamps to `[max(x - eps, lower), min(x + eps, upper)]`, rounded once; as seen from
+    /// outside, the distance exceeds eps by at most half a unit in the last place of a pixel.
+    /// L2: scales the perturbation to length eps if it is longer, then clamps to the bounds, which
+    /// only shortens it; the length exceeds eps by rounding only (about `1e-7` per pixel value).
+    /// The bounds hold exactly.
+    ///
+    /// # Panics
+    ///
+    /// When the shape differs from the clean images'.
+    pub fn project(&self, images: Tensor<4>) -> Tensor<4> {
+        match &self.region {
+            Region::Linf { lower, upper } => images.max_pair(lower.clone()).min_pair(upper.clone()),
+            Region::L2 { lower, upper } => {
+                let change = images - self.centre.clone();
+                let length = l2_norm(change.clone()).clamp_min(MIN_NORM);
+                let scale = (self.eps.clone() / length).clamp_max(1.0);
+                (self.centre.clone() + change * scale).clamp(*lower, *upper)
+            }
+        }
+    }
+
+    /// Goes from `images` in the direction of steepest ascent for `gradient`, by a step of norm
+    /// `size` (`[n, 1, 1, 1]`), and projects.
+    ///
+    /// Linf: `size * sign(g)` with `sign(0) = 0`. L2: `size * g / max(|g|, 1e-12)`, so a zero
+    /// gradient gives no step.
+    ///
+    /// # Panics
+    ///
+    /// When a shape does not fit the clean images'.
+    pub fn step(&self, images: Tensor<4>, gradient: Tensor<4>, size: Tensor<4>) -> Tensor<4> {
+        let direction = match self.region {
+            Region::Linf { .. } => gradient.sign(),
+            Region::L2 { .. } => {
+                let length = l2_norm(gradient.clone()).clamp_min(MIN_NORM);
+                gradient / length
+            }
+        };
+        self.project(images + direction * size)
+    }
+
+    /// The radii `[n, 1, 1, 1]`.
+    pub(crate) fn eps(&self) -> Tensor<4> {
+        self.eps.clone()
+    }
+
+    /// One random point per sample, uniform in the ball before the bounds clip it.
+    pub(crate) fn random(&self, seed: u64, restart: u64, samples: &[u64]) -> Tensor<4> {
+        let shape = self.centre.shape();
+        let dimension = shape.num_elements() / samples.len();
+        let mut noise = Vec::with_capacity(shape.num_elements());
+        for &sample in samples {
+            let mut stream = Stream::new(seed, restart, sample, Purpose::StartNoise);
+            match self.region {
+                Region::Linf { .. } => noise.extend(stream.linf_ball(dimension).map(to_f32)),
+                Region::L2 { .. } => noise.extend(stream.l2_ball(dimension).map(to_f32)),
+            }
+        }
+        let noise = Tensor::<4>::from_data(
+            TensorData::new(noise, shape),
+            (&self.centre.device(), self.centre.dtype()),
+        );
+        self.project(self.centre.clone() + noise * self.eps.clone())
+    }
+
+    pub(crate) fn select(&self, rows: Tensor<1, Int>) -> Self {
+        let pick = |tensor: &Tensor<4>| tensor.clone().select(0, rows.clone());
+        Self {
+            centre: pick(&self.centre),
+            eps: pick(&self.eps),
+            region: match &self.region {
+                Region::Linf { lower, upper } => Region::Linf {
+                    lower: pick(lower),
+                    upper: pick(upper),
+                },
+                region => region.clone(),
+            },
+        }
+    }
+}
+
+/// Euclidean length per sample, `[n, 1, 1, 1]`.
+pub(crate) fn l2_norm(tensor: Tensor<4>) -> Tensor<4> {
+    tensor.square().sum_dims(&[1, 2, 3]).sqrt()
+}
+
+/// Values `[n, 1, 1, 1]` with the device and the type of `like`.
+pub(crate) fn per_sample(values: Vec<f64>, like: &Tensor<4>) -> Tensor<4> {
+    let shape = [values.len(), 1, 1, 1];
+    Tensor::from_data(
+        TensorData::new(values, shape),
+        (&like.device(), like.dtype()),
+    )
+}
+
+/// The first NaN or infinity of a batch: its sample and the value.
+pub(crate) fn first_non_finite(images: &Tensor<4>) -> Result<Option<(usize, f64)>, AttackError> {
+    if images.clone().is_finite().all().try_into_scalar::<bool>()? {
+        return Ok(None);
+    }
+    find(images, |value| !value.is_finite())
+}
+
+fn check_images(images: &Tensor<4>, lower: f64, upper: f64) -> Result<(), AttackError> {
+    // Written so that NaN is not inside.
+    let inside = images
+        .clone()
+        .greater_equal_scalar(lower)
+        .bool_and(images.clone().lower_equal_scalar(upper));
+    if inside.all().try_into_scalar::<bool>()? {
+        return Ok(());
+    }
+    if let Some((sample, value)) = find(images, |value| !value.is_finite())? {
+        return Err(AttackError::NonFiniteImage { sample, value });
+    }
+    match find(images, |value| !(lower..=upper).contains(&value))? {
+        Some((sample, value)) => Err(AttackError::ImageOutOfBounds {
+            sample,
+            value,
+            lower,
+            upper,
+        }),
+        None => Ok(()),
+    }
+}
+
+/// The first value of a batch that meets `condition`, searched on the host.
+fn find(
+    images: &Tensor<4>,
+    condition: impl Fn(f64) -> bool,
+) -> Result<Option<(usize, f64)>, AttackError> {
+    let shape = images.shape();
+    let dimension = shape.num_elements() / shape[0];
+    let values = images.try_to_vec_as::<f64>()?;
+    Ok(values
+        .iter()
+        .position(|&value| condition(value))
+        .map(|position| (position / dimension, values[position])))
+}
+
+fn to_f32(value: f64) -> f32 {
+    value as f32
+}

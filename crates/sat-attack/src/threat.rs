@@ -1,0 +1,212 @@
+use std::fmt;
+use std::ops::Range;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::AttackError;
+
+/// The norm that measures a perturbation, over all pixels and channels of one image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Norm {
+    /// The largest absolute change of a pixel value, `max |d_i|`.
+    Linf,
+    /// The Euclidean length, `sqrt(sum d_i^2)`.
+    L2,
+}
+
+impl fmt::Display for Norm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Norm::Linf => "linf",
+            Norm::L2 => "l2",
+        })
+    }
+}
+
+/// The text names no [`Norm`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown norm `{0}`: use linf or l2")]
+pub struct ParseNormError(String);
+
+impl FromStr for Norm {
+    type Err = ParseNormError;
+
+    /// Reads `linf` or `l2`, in any case.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.to_ascii_lowercase().as_str() {
+            "linf" => Ok(Norm::Linf),
+            "l2" => Ok(Norm::L2),
+            _ => Err(ParseNormError(text.to_owned())),
+        }
+    }
+}
+
+/// The radius of the ball: one for all samples, or one for each.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Eps {
+    /// The same radius for every sample.
+    Uniform(f64),
+    /// One radius per sample, in the order of the batch.
+    PerSample(Vec<f64>),
+}
+
+/// What the attacker may do: move an image by at most `eps` in a norm, within pixel bounds.
+///
+/// All values are in image units, before normalisation: `ThreatModel::linf(8.0 / 255.0)` means
+/// eight grey levels for images in `[0, 1]`. For images in `[0, 255]` write
+/// `ThreatModel::linf(8.0).bounds(0.0, 255.0)`.
+///
+/// Constructors accept anything; an attack checks the threat before it does any work and answers
+/// [`AttackError::InvalidEps`], [`AttackError::EpsCount`] or [`AttackError::InvalidBounds`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ThreatModel {
+    /// The norm that measures the perturbation.
+    pub norm: Norm,
+    /// The largest norm allowed, at least 0.
+    pub eps: Eps,
+    /// Lowest and highest pixel value allowed.
+    pub bounds: (f64, f64),
+}
+
+impl ThreatModel {
+    /// A ball of radius `eps` in `norm`, bounds `[0, 1]`.
+    pub fn new(norm: Norm, eps: f64) -> Self {
+        Self {
+            norm,
+            eps: Eps::Uniform(eps),
+            bounds: (0.0, 1.0),
+        }
+    }
+
+    /// Every pixel value may change by at most `eps`; bounds `[0, 1]`.
+    pub fn linf(eps: f64) -> Self {
+        Self::new(Norm::Linf, eps)
+    }
+
+    /// The perturbation may have Euclidean length `eps` at most; bounds `[0, 1]`.
+    pub fn l2(eps: f64) -> Self {
+        Self::new(Norm::L2, eps)
+    }
+
+    /// Sets the lowest and highest pixel value allowed.
+    pub fn bounds(mut self, lower: f64, upper: f64) -> Self {
+        self.bounds = (lower, upper);
+        self
+    }
+
+    /// Sets one radius per sample, in the order of the batch.
+    pub fn eps_per_sample(mut self, eps: Vec<f64>) -> Self {
+        self.eps = Eps::PerSample(eps);
+        self
+    }
+
+    /// The threat for the samples in `range`. A uniform threat is the same for any range.
+    ///
+    /// # Errors
+    ///
+    /// [`AttackError::EpsCount`] when there are fewer per-sample radii than `range` asks for.
+    pub fn slice(&self, range: Range<usize>) -> Result<Self, AttackError> {
+        match &self.eps {
+            Eps::Uniform(_) => Ok(self.clone()),
+            Eps::PerSample(eps) => {
+                let part = eps.get(range.clone()).ok_or(AttackError::EpsCount {
+                    eps: eps.len(),
+                    images: range.end,
+                })?;
+                Ok(self.clone().eps_per_sample(part.to_vec()))
+            }
+        }
+    }
+
+    /// Checks the threat and returns one radius per image.
+    pub(crate) fn radii(&self, images: usize) -> Result<Vec<f64>, AttackError> {
+        let (lower, upper) = self.bounds;
+        if !(lower.is_finite() && upper.is_finite() && lower < upper) {
+            return Err(AttackError::InvalidBounds { lower, upper });
+        }
+        let valid = |eps: f64| eps.is_finite() && eps >= 0.0;
+        match &self.eps {
+            Eps::Uniform(eps) if valid(*eps) => Ok(vec![*eps; images]),
+            Eps::Uniform(eps) => Err(AttackError::InvalidEps {
+                eps: *eps,
+                sample: None,
+            }),
+            Eps::PerSample(radii) if radii.len() != images => Err(AttackError::EpsCount {
+                eps: radii.len(),
+                images,
+            }),
+            Eps::PerSample(radii) => match radii.iter().position(|&eps| !valid(eps)) {
+                Some(sample) => Err(AttackError::InvalidEps {
+                    eps: radii[sample],
+                    sample: Some(sample),
+                }),
+                None => Ok(radii.clone()),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn norms_read_back_what_they_print() {
+        for norm in [Norm::Linf, Norm::L2] {
+            assert_eq!(norm.to_string().parse::<Norm>(), Ok(norm));
+        }
+        assert_eq!("LInf".parse::<Norm>(), Ok(Norm::Linf));
+        let error = "l3".parse::<Norm>().unwrap_err();
+        assert_eq!(error.to_string(), "unknown norm `l3`: use linf or l2");
+    }
+
+    #[test]
+    fn bad_radii_are_refused() {
+        for eps in [-0.1, f64::NAN, f64::INFINITY] {
+            assert!(matches!(
+                ThreatModel::linf(eps).radii(2),
+                Err(AttackError::InvalidEps { sample: None, .. })
+            ));
+            assert!(matches!(
+                ThreatModel::l2(0.0).eps_per_sample(vec![0.1, eps]).radii(2),
+                Err(AttackError::InvalidEps {
+                    sample: Some(1),
+                    ..
+                })
+            ));
+        }
+        assert!(matches!(
+            ThreatModel::l2(0.0).eps_per_sample(vec![0.1]).radii(2),
+            Err(AttackError::EpsCount { eps: 1, images: 2 })
+        ));
+    }
+
+    #[test]
+    fn bad_bounds_are_refused() {
+        for (lower, upper) in [
+            (1.0, 0.0),
+            (0.5, 0.5),
+            (f64::NAN, 1.0),
+            (0.0, f64::INFINITY),
+        ] {
+            assert!(matches!(
+                ThreatModel::linf(0.1).bounds(lower, upper).radii(1),
+                Err(AttackError::InvalidBounds { .. })
+            ));
+        }
+    }
+
+    #[test]
+    fn slices_keep_the_order_of_the_radii() {
+        let threat = ThreatModel::l2(0.0).eps_per_sample(vec![1.0, 2.0, 3.0]);
+        assert_eq!(threat.slice(1..3).unwrap().radii(2).unwrap(), [2.0, 3.0]);
+        assert!(matches!(
+            threat.slice(2..5),
+            Err(AttackError::EpsCount { eps: 3, images: 5 })
+        ));
+    }
+}

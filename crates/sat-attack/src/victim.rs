@@ -1,0 +1,198 @@
+use std::fmt;
+
+use burn::module::Module;
+use burn::tensor::{Tensor, TensorData};
+
+use crate::AttackError;
+use crate::loss::widen;
+
+/// A model that maps images `[n, channels, height, width]` to logits `[n, classes]`.
+pub trait Classifier {
+    /// The logits of a batch. Must be differentiable by `images`, and treat samples separately.
+    fn logits(&self, images: Tensor<4>) -> Tensor<2>;
+}
+
+/// The model under attack, frozen, with its input normalisation inside.
+///
+/// The attacker sees images in image units (usually `[0, 1]`); [`Victim::normalize`] keeps eps and
+/// bounds in those units. Gradients are computed for the input only.
+pub struct Victim<'a> {
+    forward: Box<dyn Fn(Tensor<4>) -> Tensor<2> + 'a>,
+    normalization: Option<Normalization>,
+}
+
+#[derive(Debug)]
+struct Normalization {
+    mean: Vec<f64>,
+    std: Vec<f64>,
+}
+
+impl<'a> Victim<'a> {
+    /// Freezes a copy of `model` with [`Module::valid`]: weights are constants without gradients,
+    /// dropout is off, BatchNorm uses its running statistics and does not update them. The model
+    /// itself may be in training mode on an autodiff device; it is not changed. Copying shares
+    /// the weights' memory.
+    pub fn new<M: Module + Classifier + 'a>(model: &M) -> Self {
+        let model = model.valid();
+        Self::from_fn(move |images| model.logits(images))
+    }
+
+    /// Wraps a function from images `[n, c, h, w]` to logits `[n, classes]`.
+    ///
+    /// The caller freezes the model, with `model.valid()`: a model in training mode would update
+    /// its BatchNorm statistics during the attack and compute weight gradients for nothing.
+    pub fn from_fn(forward: impl Fn(Tensor<4>) -> Tensor<2> + 'a) -> Self {
+        Self {
+            forward: Box::new(forward),
+            normalization: None,
+        }
+    }
+
+    /// Feeds the model `(x - mean) / std`, per channel. Replaces an earlier normalisation.
+    ///
+    /// # Errors
+    ///
+    /// [`AttackError::NormalizationLength`] when the slices are empty or differ in length,
+    /// [`AttackError::NormalizationValue`] when a value is not finite or a std is not positive.
+    /// Images with another number of channels give [`AttackError::ChannelCount`] when they come.
+    pub fn normalize(mut self, mean: &[f64], std: &[f64]) -> Result<Self, AttackError> {
+        if mean.len() != std.len() || mean.is_empty() {
+            return Err(AttackError::NormalizationLength {
+                mean: mean.len(),
+                std: std.len(),
+            });
+        }
+        for (channel, (&mean, &std)) in mean.iter().zip(std).enumerate() {
+            if !(mean.is_finite() && std.is_finite() && std > 0.0) {
+                return Err(AttackError::NormalizationValue { channel, mean, std });
+            }
+        }
+        self.normalization = Some(Normalization {
+            mean: mean.to_vec(),
+            std: std.to_vec(),
+        });
+        Ok(self)
+    }
+
+    /// Logits `[n, classes]` of images `[n, c, h, w]`, without autodiff.
+    ///
+    /// # Errors
+    ///
+    /// [`AttackError::EmptyBatch`], [`AttackError::ChannelCount`], [`AttackError::LogitsShape`].
+    pub fn logits(&self, images: Tensor<4>) -> Result<Tensor<2>, AttackError> {
+        Ok(self.forward(images.without_autodiff())?.without_autodiff())
+    }
+
+    /// The class with the largest logit for each image; the first of equals.
+    ///
+    /// # Errors
+    ///
+    /// As [`Victim::logits`], and [`AttackError::NonFiniteLogits`].
+    pub fn predict(&self, images: Tensor<4>) -> Result<Vec<usize>, AttackError> {
+        let rows = LogitRows::read(self.logits(images)?)?;
+        Ok(rows.iter().map(argmax).collect())
+    }
+
+    /// Logits `[n, classes]` of the images, and the gradient `[n, c, h, w]` by the images of the
+    /// sum of `loss`, which maps logits to one loss per sample. Both come without autodiff; one
+    /// forward and one backward pass. Images on an autodiff device are taken out of their graph.
+    ///
+    /// # Errors
+    ///
+    /// As [`Victim::logits`]; [`AttackError::NoGradient`] when the loss does not depend on the
+    /// images; and whatever `loss` returns.
+    pub fn input_gradient(
+        &self,
+        images: Tensor<4>,
+        loss: impl FnOnce(Tensor<2>) -> Result<Tensor<1>, AttackError>,
+    ) -> Result<(Tensor<2>, Tensor<4>), AttackError> {
+        let leaf = images.without_autodiff().autodiff().require_grad();
+        let logits = self.forward(leaf.clone())?;
+        let loss = loss(logits.clone())?;
+        if !loss.is_tracked() {
+            return Err(AttackError::NoGradient);
+        }
+        let mut gradients = loss.sum().backward();
+        let gradient = leaf
+            .grad_remove(&mut gradients)
+            .ok_or(AttackError::NoGradient)?;
+        Ok((logits.without_autodiff(), gradient))
+    }
+
+    fn forward(&self, images: Tensor<4>) -> Result<Tensor<2>, AttackError> {
+        let [count, channels, ..] = images.dims();
+        if count == 0 {
+            return Err(AttackError::EmptyBatch);
+        }
+        let images = match &self.normalization {
+            None => images,
+            Some(normalization) if normalization.mean.len() != channels => {
+                return Err(AttackError::ChannelCount {
+                    images: channels,
+                    normalization: normalization.mean.len(),
+                });
+            }
+            Some(Normalization { mean, std }) => {
+                let device = images.device().without_autodiff();
+                let per_channel = |values: &[f64]| {
+                    let data = TensorData::new(values.to_vec(), [1, values.len(), 1, 1]);
+                    Tensor::<4>::from_data(data, (&device, images.dtype()))
+                };
+                let (mean, std) = (per_channel(mean), per_channel(std));
+                (images - mean) / std
+            }
+        };
+        let logits = (self.forward)(images);
+        let [rows, classes] = logits.dims();
+        if rows != count || classes == 0 {
+            return Err(AttackError::LogitsShape {
+                rows,
+                classes,
+                images: count,
+            });
+        }
+        Ok(logits)
+    }
+}
+
+impl fmt::Debug for Victim<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Victim")
+            .field("normalization", &self.normalization)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Finite logits on the host.
+pub(crate) struct LogitRows {
+    values: Vec<f32>,
+    classes: usize,
+}
+
+impl LogitRows {
+    pub(crate) fn read(logits: Tensor<2>) -> Result<Self, AttackError> {
+        let [_, classes] = logits.dims();
+        let values = widen(logits).try_into_vec_as::<f32>()?;
+        match values.iter().position(|value| !value.is_finite()) {
+            Some(position) => Err(AttackError::NonFiniteLogits {
+                sample: position / classes,
+            }),
+            None => Ok(Self { values, classes }),
+        }
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &[f32]> {
+        self.values.chunks_exact(self.classes)
+    }
+}
+
+/// Index of the largest value, the first of equals.
+pub(crate) fn argmax(row: &[f32]) -> usize {
+    let mut best = 0;
+    for (index, value) in row.iter().enumerate() {
+        if *value > row[best] {
+            best = index;
+        }
+    }
+    best
+}

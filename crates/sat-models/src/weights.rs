@@ -1,0 +1,618 @@
+//! Weights in the safetensors format, with PyTorch's names and layouts.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::marker::PhantomData;
+use std::path::{Path, PathBuf};
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::tensor::{Tensor, TensorData, bf16, f16};
+use safetensors::tensor::{Dtype, TensorView};
+use safetensors::{SafeTensorError, SafeTensors};
+use sat_core::ActivationConfig;
+use serde_json::json;
+use thiserror::Error;
+
+use crate::registry::ModelName;
+
+/// A module whose tensors have names in PyTorch's state-dict convention.
+///
+/// Burn's layers are translated for every module: BatchNorm's `gamma` and `beta` are `weight` and
+/// `bias`, and a linear weight, `[in, out]` in Burn, is `[out, in]` in the file.
+pub trait StateDict: Module {
+    /// The PyTorch name of the tensor at `path`: field names and indices joined by dots, as in
+    /// `fc.weight` or `stages.0.2.bn1.running_mean`. Different paths must give different names.
+    fn state_key(path: &str) -> String {
+        path.to_owned()
+    }
+
+    /// The names of all tensors, sorted: parameters and running statistics.
+    fn state_keys(&self) -> Vec<String> {
+        slots(self).into_iter().map(|slot| slot.key).collect()
+    }
+
+    /// The number of parameters, each element counted: what PyTorch's `model.parameters()` holds.
+    /// Burn's [`num_params`](Module::num_params) adds the running statistics of BatchNorm.
+    fn parameter_count(&self) -> usize {
+        let parameters = slots(self)
+            .into_iter()
+            .filter(|slot| slot.role == Role::Parameter);
+        parameters
+            .map(|slot| slot.shape.iter().product::<usize>())
+            .sum()
+    }
+}
+
+/// The text entries in the header of a safetensors file.
+pub type Metadata = BTreeMap<String, String>;
+
+/// The metadata key of the model's name, a [`ModelName`] as text.
+pub const METADATA_MODEL: &str = "sat.model";
+
+/// The metadata key of the activation, an [`ActivationConfig`] as text.
+pub const METADATA_ACTIVATION: &str = "sat.activation";
+
+/// The metadata that says which network the weights belong to.
+pub fn model_metadata(model: ModelName, activation: ActivationConfig) -> Metadata {
+    Metadata::from([
+        (METADATA_MODEL.to_owned(), model.to_string()),
+        (METADATA_ACTIVATION.to_owned(), activation.to_string()),
+    ])
+}
+
+/// What went wrong with a weights file. Every message names the file.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum WeightsError {
+    /// The file cannot be read.
+    #[error("cannot read weights from `{}`: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The file cannot be written. A file that was there before is unchanged.
+    #[error("cannot write weights to `{}`: {source}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The file is not a whole and valid safetensors file.
+    #[error("`{}` is not a valid safetensors file: {source}; copy or download it again", path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: SafeTensorError,
+    },
+    /// The tensors of the file are not the tensors of the model.
+    #[error(
+        "`{}` does not fit the model:{}{}{}; check the architecture, the number of classes and the activation",
+        path.display(),
+        listed("missing", missing),
+        listed("unexpected", unexpected),
+        listed("of another shape", misshapen)
+    )]
+    Mismatch {
+        /// The file.
+        path: PathBuf,
+        /// Tensors of the model that the file lacks, sorted.
+        missing: Vec<String>,
+        /// Tensors of the file that the model lacks, sorted.
+        unexpected: Vec<String>,
+        /// Tensors whose shapes differ, sorted by name.
+        misshapen: Vec<ShapeMismatch>,
+    },
+    /// Two tensors of the file have the same name once `module.` and `model.` are removed.
+    #[error("`{}` holds the tensor `{tensor}` twice, with and without a `module.` or `model.` prefix", path.display())]
+    Duplicate {
+        /// The file.
+        path: PathBuf,
+        /// The name without the prefix.
+        tensor: String,
+    },
+    /// A tensor has a data type other than f16, bf16, f32 and f64.
+    #[error("`{}`: the tensor `{tensor}` is {found}; expected F16, BF16, F32 or F64", path.display())]
+    DataType {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its data type in the file.
+        found: Dtype,
+    },
+    /// A value is NaN or infinite as f32.
+    #[error("`{}`: the tensor `{tensor}` holds {value} at index {index}; weights must be finite", path.display())]
+    NonFinite {
+        /// The file, read or to be written.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The index in the flattened tensor.
+        index: usize,
+        /// The value.
+        value: f32,
+    },
+    /// The device failed to hand over a tensor.
+    #[error("cannot write weights to `{}`: reading the tensor `{tensor}` from its device failed: {source}", path.display())]
+    Device {
+        /// The file that was to be written.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The cause.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// A tensor whose shape in the file is not the model's.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{tensor}: model {expected:?}, file {found:?}")]
+pub struct ShapeMismatch {
+    /// The tensor.
+    pub tensor: String,
+    /// The model's shape, in PyTorch's layout.
+    pub expected: Vec<usize>,
+    /// The file's shape.
+    pub found: Vec<usize>,
+}
+
+fn listed(what: &str, items: &[impl ToString]) -> String {
+    if items.is_empty() {
+        return String::new();
+    }
+    let names: Vec<String> = items.iter().map(ToString::to_string).collect();
+    format!(" {} {what} ({})", items.len(), names.join(", "))
+}
+
+/// Writes the parameters and running statistics of `model` to `path`, as f32.
+///
+/// Names and layouts are PyTorch's; a learnable activation parameter is under the name of its site,
+/// such as `layer1.0.act1.b`. The bytes depend only on the values and on `metadata`. They go to a
+/// temporary file in the same folder that then takes the place of `path`, so that `path` never
+/// holds part of a file.
+///
+/// # Errors
+///
+/// [`Write`](WeightsError::Write), [`NonFinite`](WeightsError::NonFinite) or
+/// [`Device`](WeightsError::Device). A file that was at `path` before is then unchanged.
+pub fn save_safetensors<M: StateDict>(
+    model: &M,
+    path: impl AsRef<Path>,
+    metadata: &Metadata,
+) -> Result<(), WeightsError> {
+    let path = path.as_ref();
+    // `valid` folds in updates of the running statistics that a visit would not see yet.
+    let slots = slots(&model.valid());
+    let failed = |source| WeightsError::Write {
+        path: path.to_owned(),
+        source,
+    };
+
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    let temporary = temporary_file(folder).map_err(failed)?;
+    let mut out = BufWriter::new(temporary.as_file());
+    write_header(&mut out, &slots, metadata).map_err(failed)?;
+    for slot in slots {
+        let tensor = slot.key;
+        let values = match (slot.read)() {
+            Ok(values) => values,
+            Err(source) => {
+                return Err(WeightsError::Device {
+                    path: path.to_owned(),
+                    tensor,
+                    source,
+                });
+            }
+        };
+        check_finite(path, &tensor, &values)?;
+        let values = slot.layout.swap(values, &slot.burn_shape);
+        for value in values {
+            out.write_all(&value.to_le_bytes()).map_err(failed)?;
+        }
+    }
+    out.flush().map_err(failed)?;
+    drop(out);
+    temporary.as_file().sync_all().map_err(failed)?;
+    temporary
+        .persist(path)
+        .map_err(|error| failed(error.error))?;
+    sync_folder(folder).map_err(failed)
+}
+
+/// Reads the tensors of `model` from the safetensors file at `path`.
+///
+/// Strict: every tensor of the model must be in the file with the right shape, and nothing else may
+/// be, except BatchNorm's `num_batches_tracked`. Leading `module.` and `model.` are removed from
+/// names. Values in f16, bf16, f32 or f64 become f32, then the data type of the model's tensor.
+///
+/// The model keeps its device and which parameters require gradients. Clones made before keep
+/// their own weights and running statistics. A model on a device without autodiff comes back in
+/// inference mode, as from [`valid`](Module::valid).
+///
+/// # Errors
+///
+/// Any [`WeightsError`] about reading; nothing is loaded then. `model` is consumed: pass a `clone()`
+/// to keep it whatever happens.
+pub fn load_safetensors<M: StateDict>(model: M, path: impl AsRef<Path>) -> Result<M, WeightsError> {
+    let path = path.as_ref();
+    let bytes = read(path)?;
+    let file = parse(path, &bytes)?;
+    let mut tensors = BTreeMap::new();
+    for (name, tensor) in file.iter() {
+        let key = strip_prefixes(name);
+        if key.rsplit('.').next() == Some("num_batches_tracked") {
+            continue;
+        }
+        if tensors.insert(key, tensor).is_some() {
+            let tensor = key.to_owned();
+            return Err(WeightsError::Duplicate {
+                path: path.to_owned(),
+                tensor,
+            });
+        }
+    }
+    let slots = slots(&model);
+    compare(path, &slots, &tensors)?;
+
+    let mut values = HashMap::with_capacity(slots.len());
+    for (key, tensor) in tensors {
+        values.insert(key.to_owned(), decode(path, key, &tensor)?);
+    }
+    // A map changes running statistics in place, which clones share, and leaves pending updates
+    // that would overwrite them. `train` and `valid` give the model statistics of its own.
+    let model = match slots.iter().any(|slot| slot.autodiff) {
+        true => model.train(),
+        false => model.valid(),
+    };
+    Ok(model.map(&mut Loader::<M> {
+        place: Place::default(),
+        values,
+        model: PhantomData,
+    }))
+}
+
+/// Reads the text entries in the header of the safetensors file at `path`; empty if it has none.
+///
+/// # Errors
+///
+/// [`Read`](WeightsError::Read) or [`Corrupt`](WeightsError::Corrupt).
+pub fn read_metadata(path: impl AsRef<Path>) -> Result<Metadata, WeightsError> {
+    let path = path.as_ref();
+    let bytes = read(path)?;
+    let (_, header) =
+        SafeTensors::read_metadata(&bytes).map_err(|source| WeightsError::Corrupt {
+            path: path.to_owned(),
+            source,
+        })?;
+    Ok(header
+        .metadata()
+        .clone()
+        .unwrap_or_default()
+        .into_iter()
+        .collect())
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, WeightsError> {
+    fs::read(path).map_err(|source| WeightsError::Read {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn parse<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>, WeightsError> {
+    SafeTensors::deserialize(bytes).map_err(|source| WeightsError::Corrupt {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Names from `DataParallel` start with `module.`, those from wrapper modules with `model.`.
+fn strip_prefixes(mut name: &str) -> &str {
+    while let Some(rest) = name
+        .strip_prefix("module.")
+        .or_else(|| name.strip_prefix("model."))
+    {
+        name = rest;
+    }
+    name
+}
+
+fn compare(
+    path: &Path,
+    slots: &[Slot],
+    tensors: &BTreeMap<&str, TensorView<'_>>,
+) -> Result<(), WeightsError> {
+    let mut missing = Vec::new();
+    let mut misshapen = Vec::new();
+    for slot in slots {
+        match tensors.get(slot.key.as_str()) {
+            None => missing.push(slot.key.clone()),
+            Some(tensor) if tensor.shape() != slot.shape => misshapen.push(ShapeMismatch {
+                tensor: slot.key.clone(),
+                expected: slot.shape.clone(),
+                found: tensor.shape().to_vec(),
+            }),
+            Some(_) => {}
+        }
+    }
+    let known = |key: &str| {
+        slots
+            .binary_search_by(|slot| slot.key.as_str().cmp(key))
+            .is_ok()
+    };
+    let unexpected: Vec<String> = tensors
+        .keys()
+        .filter(|key| !known(key))
+        .map(|key| key.to_string())
+        .collect();
+    if missing.is_empty() && unexpected.is_empty() && misshapen.is_empty() {
+        return Ok(());
+    }
+    Err(WeightsError::Mismatch {
+        path: path.to_owned(),
+        missing,
+        unexpected,
+        misshapen,
+    })
+}
+
+fn decode(path: &Path, key: &str, tensor: &TensorView<'_>) -> Result<Vec<f32>, WeightsError> {
+    fn each<const N: usize>(bytes: &[u8], value: impl Fn([u8; N]) -> f32) -> Vec<f32> {
+        bytes
+            .as_chunks::<N>()
+            .0
+            .iter()
+            .map(|chunk| value(*chunk))
+            .collect()
+    }
+    let values = match tensor.dtype() {
+        Dtype::F32 => each(tensor.data(), f32::from_le_bytes),
+        Dtype::F64 => each(tensor.data(), |bytes| f64::from_le_bytes(bytes) as f32),
+        Dtype::F16 => each(tensor.data(), |bytes| f16::from_le_bytes(bytes).to_f32()),
+        Dtype::BF16 => each(tensor.data(), |bytes| bf16::from_le_bytes(bytes).to_f32()),
+        found => {
+            let tensor = key.to_owned();
+            return Err(WeightsError::DataType {
+                path: path.to_owned(),
+                tensor,
+                found,
+            });
+        }
+    };
+    check_finite(path, key, &values)?;
+    Ok(values)
+}
+
+fn check_finite(path: &Path, key: &str, values: &[f32]) -> Result<(), WeightsError> {
+    match values
+        .iter()
+        .enumerate()
+        .find(|(_, value)| !value.is_finite())
+    {
+        None => Ok(()),
+        Some((index, &value)) => {
+            let tensor = key.to_owned();
+            Err(WeightsError::NonFinite {
+                path: path.to_owned(),
+                tensor,
+                index,
+                value,
+            })
+        }
+    }
+}
+
+/// Written here rather than by the safetensors crate, which orders metadata at random and needs
+/// all tensors in memory.
+fn write_header(out: &mut impl Write, slots: &[Slot], metadata: &Metadata) -> io::Result<()> {
+    let mut header = serde_json::Map::new();
+    if !metadata.is_empty() {
+        header.insert("__metadata__".to_owned(), json!(metadata));
+    }
+    let mut start = 0;
+    for slot in slots {
+        let end = start + slot.shape.iter().product::<usize>() * size_of::<f32>();
+        let info = json!({ "dtype": "F32", "shape": slot.shape, "data_offsets": [start, end] });
+        header.insert(slot.key.clone(), info);
+        start = end;
+    }
+    let mut header = serde_json::to_vec(&header)?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    out.write_all(&(header.len() as u64).to_le_bytes())?;
+    out.write_all(&header)
+}
+
+fn temporary_file(folder: &Path) -> io::Result<tempfile::NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".sat-weights-");
+    // The usual mode of a new file, less the umask; tempfile's own is private to the user.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(folder)
+}
+
+/// Makes the renaming of a file in `folder` last through a power failure.
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    if cfg!(unix) {
+        File::open(folder)?.sync_all()
+    } else {
+        Ok(())
+    }
+}
+
+/// A tensor of a model.
+struct Slot {
+    key: String,
+    /// The shape in the file.
+    shape: Vec<usize>,
+    burn_shape: Vec<usize>,
+    layout: Layout,
+    role: Role,
+    autodiff: bool,
+    read: Box<dyn FnOnce() -> Result<Vec<f32>, Box<dyn std::error::Error + Send + Sync>>>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Role {
+    Parameter,
+    RunningStatistic,
+}
+
+/// How a tensor lies in the file.
+#[derive(Clone, Copy, PartialEq)]
+enum Layout {
+    AsInBurn,
+    /// A matrix with its axes exchanged.
+    Transposed,
+}
+
+impl Layout {
+    /// Turns values of the given shape from one layout into the other.
+    fn swap(self, values: Vec<f32>, shape: &[usize]) -> Vec<f32> {
+        match (self, shape) {
+            (Self::Transposed, &[rows, columns]) => (0..columns)
+                .flat_map(|column| (0..rows).map(move |row| (row, column)))
+                .map(|(row, column)| values[row * columns + column])
+                .collect(),
+            _ => values,
+        }
+    }
+
+    fn swap_shape(self, shape: &[usize]) -> Vec<usize> {
+        match self {
+            Self::AsInBurn => shape.to_vec(),
+            Self::Transposed => shape.iter().rev().copied().collect(),
+        }
+    }
+}
+
+/// The tensors of a model, sorted by key.
+fn slots<M: StateDict>(model: &M) -> Vec<Slot> {
+    let mut lister = Lister::<M> {
+        place: Place::default(),
+        slots: Vec::new(),
+        model: PhantomData,
+    };
+    model.visit(&mut lister);
+    let mut slots = lister.slots;
+    slots.sort_by(|a, b| a.key.cmp(&b.key));
+    slots
+}
+
+/// The fields entered on the way to a tensor, each with the type that contains it.
+#[derive(Default)]
+struct Place {
+    fields: Vec<(String, String)>,
+}
+
+impl Place {
+    fn enter(&mut self, name: &str, container: &str) {
+        self.fields.push((name.to_owned(), container.to_owned()));
+    }
+
+    fn exit(&mut self) {
+        self.fields.pop();
+    }
+
+    fn last(&self) -> (&str, &str) {
+        self.fields
+            .last()
+            .map_or(("", ""), |(name, container)| (name, container))
+    }
+
+    fn key<M: StateDict>(&self) -> String {
+        let mut names: Vec<&str> = self.fields.iter().map(|(name, _)| name.as_str()).collect();
+        let torch_name = match self.last() {
+            ("gamma", "Struct:BatchNorm") => "weight",
+            ("beta", "Struct:BatchNorm") => "bias",
+            (name, _) => name,
+        };
+        names.pop();
+        names.push(torch_name);
+        M::state_key(&names.join("."))
+    }
+
+    fn layout(&self) -> Layout {
+        match self.last() {
+            ("weight", "Struct:Linear") => Layout::Transposed,
+            _ => Layout::AsInBurn,
+        }
+    }
+
+    fn role(&self) -> Role {
+        match self.last() {
+            ("running_mean" | "running_var", "Struct:BatchNorm") => Role::RunningStatistic,
+            _ => Role::Parameter,
+        }
+    }
+}
+
+struct Lister<M> {
+    place: Place,
+    slots: Vec<Slot>,
+    model: PhantomData<M>,
+}
+
+impl<M: StateDict> ModuleVisitor for Lister<M> {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.place.enter(name, container_type);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.place.exit();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let layout = self.place.layout();
+        let burn_shape = param.lazy_shape().to_vec();
+        let param = param.clone();
+        self.slots.push(Slot {
+            key: self.place.key::<M>(),
+            shape: layout.swap_shape(&burn_shape),
+            burn_shape,
+            layout,
+            role: self.place.role(),
+            autodiff: param.lazy_device().is_autodiff(),
+            read: Box::new(move || Ok(param.val().try_into_vec_as::<f32>()?)),
+        });
+    }
+}
+
+/// Puts values, in the file's layout and known to fit, into a model.
+struct Loader<M> {
+    place: Place,
+    values: HashMap<String, Vec<f32>>,
+    model: PhantomData<M>,
+}
+
+impl<M: StateDict> ModuleMapper for Loader<M> {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.place.enter(name, container_type);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.place.exit();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let Some(values) = self.values.remove(&self.place.key::<M>()) else {
+            return param;
+        };
+        let layout = self.place.layout();
+        param.map(|old| {
+            let shape = old.dims();
+            let values = layout.swap(values, &layout.swap_shape(&shape));
+            let data = TensorData::new(values, shape);
+            let new = Tensor::from_data(data, (&old.device(), old.dtype()));
+            new.set_require_grad(old.is_require_grad())
+        })
+    }
+}

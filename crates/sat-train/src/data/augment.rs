@@ -1,0 +1,150 @@
+use rand::Rng;
+
+/// Random changes to a training image, made on its bytes before it goes to the device.
+///
+/// The usual choice for CIFAR is a horizontal flip and a crop with 4 pixels of padding.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Augment {
+    /// Whether to mirror.
+    pub flip: Flip,
+    /// Pad by this many black pixels on each side, then crop back to the image's size at a
+    /// uniformly drawn position; 0 leaves the image where it is.
+    pub crop_padding: u8,
+}
+
+/// How an [`Augment`] mirrors images.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Flip {
+    /// Never.
+    #[default]
+    None,
+    /// Left to right, with probability 1/2.
+    Horizontal,
+}
+
+impl Augment {
+    /// A changed copy of an image of `height x width` planes.
+    pub(super) fn apply(
+        self,
+        image: &[u8],
+        height: usize,
+        width: usize,
+        rng: &mut impl Rng,
+    ) -> Vec<u8> {
+        // All three are always drawn, so that the crop does not depend on the kind of flip.
+        let pad = i32::from(self.crop_padding);
+        let down = rng.random_range(-pad..=pad) as isize;
+        let right = rng.random_range(-pad..=pad) as isize;
+        let mirror = rng.random::<bool>() && self.flip == Flip::Horizontal;
+
+        let mut out = Vec::with_capacity(image.len());
+        for plane in image.chunks_exact(height * width) {
+            for y in 0..height {
+                let row = y.checked_add_signed(down).filter(|&y| y < height);
+                for x in 0..width {
+                    let x = if mirror { width - 1 - x } else { x };
+                    let column = x.checked_add_signed(right).filter(|&x| x < width);
+                    let inside = row.zip(column);
+                    out.push(inside.map_or(0, |(y, x)| plane[y * width + x]));
+                }
+            }
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+
+    /// Every pixel has its own value, none of them 0.
+    fn image(height: usize, width: usize) -> Vec<u8> {
+        (1..=height * width).map(|v| v as u8).collect()
+    }
+
+    proptest! {
+        /// The result is a shift of the image, mirrored or not, with black from outside.
+        #[test]
+        fn crop_is_a_shift(
+            (height, width) in (1_usize..12, 1_usize..12),
+            crop_padding: u8,
+            seed: u64,
+        ) {
+            let image = image(height, width);
+            let augment = Augment { flip: Flip::Horizontal, crop_padding };
+            let out = augment.apply(&image, height, width, &mut ChaCha8Rng::seed_from_u64(seed));
+            prop_assert_eq!(out.len(), image.len());
+            let pad = isize::from(crop_padding);
+            // Beyond the image's own size every shift gives black, so there is no need to look.
+            let shifts = || -pad.min(12)..=pad.min(12);
+            let found = shifts().flat_map(|dy| shifts().map(move |dx| (dy, dx))).any(|(dy, dx)| {
+                [false, true].into_iter().any(|mirror| {
+                    (0..height * width).all(|i| {
+                        let (y, x) = ((i / width) as isize, (i % width) as isize);
+                        let x = if mirror { width as isize - 1 - x } else { x };
+                        let (y, x) = (y + dy, x + dx);
+                        let inside = (0..height as isize).contains(&y)
+                            && (0..width as isize).contains(&x);
+                        let expected = match inside {
+                            true => image[y as usize * width + x as usize],
+                            false => 0,
+                        };
+                        out[i] == expected
+                    })
+                })
+            });
+            prop_assert!(found);
+        }
+    }
+
+    #[test]
+    fn nothing_asked_nothing_changed() {
+        let image = image(5, 7);
+        for seed in 0..20 {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            assert_eq!(Augment::default().apply(&image, 5, 7, &mut rng), image);
+        }
+    }
+
+    #[test]
+    fn flips_half_of_the_time_and_reaches_every_shift() {
+        let image = image(3, 3);
+        let flip = Augment {
+            flip: Flip::Horizontal,
+            crop_padding: 0,
+        };
+        let crop = Augment {
+            flip: Flip::None,
+            crop_padding: 1,
+        };
+        let mut rng = ChaCha8Rng::seed_from_u64(0);
+        let mut flipped = 0;
+        let mut crops = std::collections::HashSet::new();
+        for _ in 0..1000 {
+            let out = flip.apply(&image, 3, 3, &mut rng);
+            flipped += usize::from(out == [3, 2, 1, 6, 5, 4, 9, 8, 7]);
+            crops.insert(crop.apply(&image, 3, 3, &mut rng));
+        }
+        assert!((400..600).contains(&flipped), "{flipped}");
+        assert_eq!(crops.len(), 9);
+    }
+
+    #[test]
+    fn planes_move_together() {
+        let plane = image(4, 4);
+        let planes = [plane.clone(), plane].concat();
+        let augment = Augment {
+            flip: Flip::Horizontal,
+            crop_padding: 2,
+        };
+        for seed in 0..20 {
+            let out = augment.apply(&planes, 4, 4, &mut ChaCha8Rng::seed_from_u64(seed));
+            assert_eq!(out[..16], out[16..]);
+        }
+    }
+}

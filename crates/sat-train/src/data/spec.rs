@@ -1,0 +1,114 @@
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use super::{
+    DataError, ImageSet, builtin_fashion_mnist, cifar10, cifar10_bin, fashion_mnist, mnist,
+};
+
+/// Which part of a data set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Split {
+    /// For training.
+    Train,
+    /// For evaluation.
+    Test,
+}
+
+impl fmt::Display for Split {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Train => "train",
+            Self::Test => "test",
+        })
+    }
+}
+
+/// A data set named by text, as on a command line: `kind:path`.
+///
+/// ```
+/// use sat_train::data::DataSpec;
+///
+/// let spec: DataSpec = "cifar10:data/cifar10".parse()?;
+/// assert_eq!(spec, DataSpec::Cifar10("data/cifar10".into()));
+/// assert_eq!(spec.to_string(), "cifar10:data/cifar10");
+/// # Ok::<(), sat_train::data::DataError>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DataSpec {
+    /// `builtin:fashion-mnist`, see [`builtin_fashion_mnist`].
+    BuiltinFashionMnist,
+    /// `fashion-mnist:DIR`, see [`fashion_mnist`].
+    FashionMnist(PathBuf),
+    /// `mnist:DIR`, see [`mnist`].
+    Mnist(PathBuf),
+    /// `cifar10:DIR`, see [`cifar10`].
+    Cifar10(PathBuf),
+    /// `cifar10-bin:FILE`, see [`cifar10_bin`].
+    Cifar10Bin(PathBuf),
+}
+
+impl DataSpec {
+    /// The forms that can be parsed.
+    pub const KNOWN: [&str; 5] = [
+        "builtin:fashion-mnist",
+        "fashion-mnist:DIR",
+        "mnist:DIR",
+        "cifar10:DIR",
+        "cifar10-bin:FILE",
+    ];
+
+    /// Reads a split. A [`Cifar10Bin`](Self::Cifar10Bin) is one file with no splits: it gives the
+    /// same images for both, see [`has_splits`](Self::has_splits).
+    ///
+    /// # Errors
+    ///
+    /// As the reader of the kind.
+    pub fn load(&self, split: Split) -> Result<ImageSet, DataError> {
+        match self {
+            Self::BuiltinFashionMnist => builtin_fashion_mnist(split),
+            Self::FashionMnist(dir) => fashion_mnist(dir, split),
+            Self::Mnist(dir) => mnist(dir, split),
+            Self::Cifar10(dir) => cifar10(dir, split),
+            Self::Cifar10Bin(file) => cifar10_bin(file),
+        }
+    }
+
+    /// Whether training and test images are told apart. Where they are not, don't evaluate on what
+    /// you trained on.
+    pub fn has_splits(&self) -> bool {
+        !matches!(self, Self::Cifar10Bin(_))
+    }
+}
+
+impl FromStr for DataSpec {
+    type Err = DataError;
+
+    fn from_str(text: &str) -> Result<Self, DataError> {
+        match text.split_once(':') {
+            Some(("builtin", "fashion-mnist")) => Ok(Self::BuiltinFashionMnist),
+            Some(("fashion-mnist", path)) if !path.is_empty() => {
+                Ok(Self::FashionMnist(path.into()))
+            }
+            Some(("mnist", path)) if !path.is_empty() => Ok(Self::Mnist(path.into())),
+            Some(("cifar10", path)) if !path.is_empty() => Ok(Self::Cifar10(path.into())),
+            Some(("cifar10-bin", path)) if !path.is_empty() => Ok(Self::Cifar10Bin(path.into())),
+            _ => Err(DataError::UnknownSpec {
+                given: text.to_owned(),
+            }),
+        }
+    }
+}
+
+impl fmt::Display for DataSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BuiltinFashionMnist => f.write_str("builtin:fashion-mnist"),
+            Self::FashionMnist(dir) => write!(f, "fashion-mnist:{}", dir.display()),
+            Self::Mnist(dir) => write!(f, "mnist:{}", dir.display()),
+            Self::Cifar10(dir) => write!(f, "cifar10:{}", dir.display()),
+            Self::Cifar10Bin(file) => write!(f, "cifar10-bin:{}", file.display()),
+        }
+    }
+}
