@@ -1,1 +1,15 @@
-//! Work in progress.
+//! Smooth adversarial training for [Burn](https://burn.dev): the four crates under one name.
+//!
+//! | part | crate | for |
+//! |---|---|---|
+//! | [`core`] | `sat-core` | smooth activations with fused kernels |
+//! | [`attack`] | `sat-attack` | FGSM, PGD, and robust accuracy |
+//! | [`models`] | `sat-models` | residual networks and PyTorch weights |
+//! | [`train`] | `sat-train` | adversarial training, data sets, checkpoints |
+
+#![warn(missing_docs)]
+
+pub use sat_attack as attack;
+pub use sat_core as core;
+pub use sat_models as models;
+pub use sat_train as train;

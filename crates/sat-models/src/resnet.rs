@@ -336,6 +336,13 @@ impl ResNet {
     }
 }
 
+#[cfg(feature = "attack")]
+impl sat_attack::Classifier for ResNet {
+    fn logits(&self, images: Tensor<4>) -> Tensor<2> {
+        self.forward(images)
+    }
+}
+
 impl StateDict for ResNet {
     /// torchvision counts its stages from `layer1`.
     fn state_key(path: &str) -> String {

@@ -1,3 +1,52 @@
-//! Work in progress.
+//! Adversarial training of [Burn](https://burn.dev) classifiers.
+//!
+//! A [`Recipe`] says how to train, [`train`] does it with checkpoints that resume to the same weights,
+//! and [`AdversarialStep`] is the single step for loops of one's own. Data sets are in [`data`];
+//! robust accuracy is measured by [`sat_attack::evaluate`].
+//!
+//! ```
+//! # #[cfg(feature = "flex")] {
+//! use burn::{module::Module, tensor::Device};
+//! use sat_attack::Victim;
+//! use sat_models::{ResNetConfig, StageConfig};
+//! use sat_train::{Normalized, Recipe, data::ImageSet, train};
+//! use std::ops::ControlFlow;
+//!
+//! let device = Device::flex().autodiff();
+//! let mut config = ResNetConfig::resnet20().with_input_channels(1).with_classes(2);
+//! config.stages = vec![StageConfig { channels: 4, blocks: 1, stride: 2 }];
+//! let model = Normalized::to_plus_minus_one(config.init(0, &device), 1);
+//!
+//! let names = vec!["dark".to_owned(), "light".to_owned()];
+//! let pixels = [vec![20; 8 * 64], vec![220; 8 * 64]].concat();
+//! let labels = [vec![0; 8], vec![1; 8]].concat();
+//! let data = ImageSet::new(pixels, labels, [1, 8, 8], names)?;
+//!
+//! let recipe = Recipe { epochs: 2, batch_size: 4, ..Recipe::default() };
+//! let trained = train(model, &recipe, &data, &device, None, |progress| {
+//!     println!("step {} of {}: loss {:.3}", progress.step, progress.steps, progress.loss);
+//!     ControlFlow::Continue(())
+//! })?;
+//! let victim = Victim::new(&trained.model);
+//! # let _ = victim;
+//! # }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+#![warn(missing_docs)]
 
 pub mod data;
+
+mod checkpoint;
+mod normalized;
+mod recipe;
+mod schedule;
+mod step;
+mod train;
+
+pub use checkpoint::{CheckpointError, Checkpoints};
+pub use normalized::{NormalizationError, Normalized};
+pub use recipe::{Recipe, RecipeError, TrainingAttack};
+pub use schedule::Schedule;
+pub use step::{AdversarialStep, StepOutput, optimizer, smoothed_cross_entropy};
+pub use train::{EpochSummary, Progress, Start, TrainError, Trained, train};

@@ -1,0 +1,260 @@
+use crate::{recipe::Recipe, train::Progress};
+use burn::{module::Module, optim::ModuleOptimizer, store::RecordError};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
+
+/// A folder of checkpoints. Each is written beside the others under a temporary name, flushed, and
+/// renamed into place, so that a checkpoint is there as a whole or not at all; older ones are removed
+/// only then.
+#[derive(Clone, Debug)]
+pub struct Checkpoints {
+    folder: PathBuf,
+}
+
+/// Why a checkpoint could not be written or read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckpointError {
+    /// The folder or a file in it cannot be written.
+    #[error("cannot write the checkpoint {}: {source}; check the disk and the permissions", path.display())]
+    Write {
+        /// The file or folder.
+        path: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
+    /// A file cannot be read.
+    #[error("cannot read the checkpoint {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
+    /// A file is there, and is not what was written.
+    #[error("the checkpoint {} is damaged: {reason}; delete its folder to go on from an earlier one", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The checkpoint belongs to a run with other settings.
+    #[error(
+        "the checkpoint {} was made with another recipe or for other data; \
+         resume with the settings it names, or choose another folder", path.display()
+    )]
+    OtherRun {
+        /// The file that says so.
+        path: PathBuf,
+    },
+    /// The checkpoint belongs to another network.
+    #[error("the checkpoint {} does not fit the model: {reason}", path.display())]
+    OtherModel {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
+}
+
+const STATE: &str = "state.json";
+const MODEL: &str = "model.bpk";
+const OPTIMIZER: &str = "optimizer.bpk";
+const PREFIX: &str = "checkpoint-";
+
+/// What a checkpoint holds beside the two tensor files.
+#[derive(Debug, Serialize, Deserialize)]
+struct State {
+    recipe: Recipe,
+    samples: usize,
+    progress: Progress,
+    model_sha256: String,
+    optimizer_sha256: String,
+}
+
+impl Checkpoints {
+    /// Opens a folder, making it if it is not there.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::Write`] if it cannot be made.
+    pub fn open(folder: impl Into<PathBuf>) -> Result<Self, CheckpointError> {
+        let folder = folder.into();
+        match fs::create_dir_all(&folder) {
+            Ok(()) => Ok(Self { folder }),
+            Err(source) => Err(CheckpointError::Write {
+                path: folder,
+                source,
+            }),
+        }
+    }
+
+    /// The newest checkpoint, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::Read`] if the folder cannot be listed.
+    pub fn latest(&self) -> Result<Option<PathBuf>, CheckpointError> {
+        Ok(self.all()?.pop())
+    }
+
+    /// All checkpoints, oldest first.
+    fn all(&self) -> Result<Vec<PathBuf>, CheckpointError> {
+        let failed = |source| CheckpointError::Read {
+            path: self.folder.clone(),
+            source,
+        };
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.folder).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            let name = path.file_name().and_then(|name| name.to_str());
+            if let Some(step) = name.and_then(|name| name.strip_prefix(PREFIX))
+                && let Ok(step) = step.parse::<u64>()
+            {
+                found.push((step, path));
+            }
+        }
+        found.sort();
+        Ok(found.into_iter().map(|(_, path)| path).collect())
+    }
+
+    /// Writes a checkpoint and removes all older ones but the one before it.
+    pub(crate) fn save<M: Module>(
+        &self,
+        model: &M,
+        optimizer: &ModuleOptimizer,
+        recipe: &Recipe,
+        samples: usize,
+        progress: &Progress,
+    ) -> Result<(), CheckpointError> {
+        let path = self.folder.join(format!("{PREFIX}{:08}", progress.step));
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| CheckpointError::Write { path, source }
+        };
+        let refused = |path: &Path| {
+            let path = path.to_owned();
+            move |error: RecordError| CheckpointError::Write {
+                path,
+                source: io::Error::other(error.to_string()),
+            }
+        };
+        let draft = tempfile::Builder::new()
+            .prefix(".draft-")
+            .tempdir_in(&self.folder)
+            .map_err(failed(&self.folder))?;
+        let write = |name: &str, bytes: &[u8]| -> Result<String, CheckpointError> {
+            let file = draft.path().join(name);
+            fs::write(&file, bytes)
+                .and_then(|()| File::open(&file)?.sync_all())
+                .map_err(failed(&file))?;
+            Ok(sha256(bytes))
+        };
+        let weights = model
+            .clone()
+            .into_record()
+            .into_bytes()
+            .map_err(refused(&path))?;
+        let momenta = optimizer.into_bytes().map_err(refused(&path))?;
+        let state = State {
+            recipe: recipe.clone(),
+            samples,
+            progress: progress.clone(),
+            model_sha256: write(MODEL, &weights)?,
+            optimizer_sha256: write(OPTIMIZER, &momenta)?,
+        };
+        let text = serde_json::to_vec_pretty(&state)
+            .map_err(|error| failed(&path)(io::Error::other(error)))?;
+        write(STATE, &text)?;
+        if path.exists() {
+            // The same step of the same run: the bytes are the same.
+            return Ok(());
+        }
+        fs::rename(draft.path(), &path).map_err(failed(&path))?;
+        let mut older = self.all()?;
+        older.retain(|other| *other < path);
+        older.pop();
+        older
+            .iter()
+            .try_for_each(|path| fs::remove_dir_all(path).map_err(failed(path)))
+    }
+
+    /// Reads the newest checkpoint into a model of the same network.
+    pub(crate) fn load<M: Module>(
+        &self,
+        model: M,
+        recipe: &Recipe,
+        samples: usize,
+        optimizer: impl FnOnce(&M) -> ModuleOptimizer,
+    ) -> Result<Option<(M, ModuleOptimizer, Progress)>, CheckpointError> {
+        let Some(folder) = self.latest()? else {
+            return Ok(None);
+        };
+        let read = |name: &str| -> Result<Vec<u8>, CheckpointError> {
+            let path = folder.join(name);
+            fs::read(&path).map_err(|source| CheckpointError::Read { path, source })
+        };
+        let state: State =
+            serde_json::from_slice(&read(STATE)?).map_err(|error| CheckpointError::Damaged {
+                path: folder.join(STATE),
+                reason: error.to_string(),
+            })?;
+        if state.recipe != *recipe || state.samples != samples {
+            return Err(CheckpointError::OtherRun {
+                path: folder.join(STATE),
+            });
+        }
+        let verified = |name: &str, sum: &str| -> Result<Vec<u8>, CheckpointError> {
+            let bytes = read(name)?;
+            if sha256(&bytes) == sum {
+                return Ok(bytes);
+            }
+            let reason = "its SHA-256 is not the one it was written with".to_owned();
+            Err(CheckpointError::Damaged {
+                path: folder.join(name),
+                reason,
+            })
+        };
+        let misfit = |name: &str| {
+            let path = folder.join(name);
+            move |error: RecordError| CheckpointError::OtherModel {
+                path,
+                reason: error.to_string(),
+            }
+        };
+        let weights = verified(MODEL, &state.model_sha256)?;
+        let momenta = verified(OPTIMIZER, &state.optimizer_sha256)?;
+        let record =
+            burn::store::ModuleRecord::from_bytes(burn::tensor::Bytes::from_bytes_vec(weights))
+                .map_err(misfit(MODEL))?;
+        let model = model.try_load_record(record).map_err(misfit(MODEL))?;
+        let optimizer = optimizer(&model)
+            .from_bytes(burn::tensor::Bytes::from_bytes_vec(momenta))
+            .map_err(misfit(OPTIMIZER))?;
+        Ok(Some((model, optimizer, state.progress)))
+    }
+
+    /// Removes all checkpoints, once their run has ended and its result is kept elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::Write`] if one cannot be removed.
+    pub fn clear(&self) -> Result<(), CheckpointError> {
+        self.all()?.into_iter().try_for_each(|path| {
+            fs::remove_dir_all(&path).map_err(|source| CheckpointError::Write { path, source })
+        })
+    }
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}

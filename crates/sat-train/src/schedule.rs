@@ -1,0 +1,195 @@
+use crate::recipe::RecipeError;
+use serde::{Deserialize, Serialize};
+
+/// The learning rate as a function of time, where time counts epochs and fractions of them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Schedule {
+    /// The same rate throughout.
+    Constant {
+        /// The rate.
+        lr: f64,
+    },
+    /// Linear warm-up, then the rate times `factor` at each milestone. The recipe of
+    /// arXiv 2006.14536: 5 epochs of warm-up, a tenth at epochs 30, 60 and 90.
+    WarmupStep {
+        /// The rate after warm-up.
+        lr: f64,
+        /// Epochs of linear growth from near 0.
+        warmup_epochs: f64,
+        /// Epochs at which the rate drops, in order.
+        milestones: Vec<f64>,
+        /// What it is multiplied by, in (0, 1].
+        factor: f64,
+    },
+    /// One triangle: linear from near 0 to the peak, and linear back to 0 at the end of training
+    /// (Smith 2017; the usual choice for fast adversarial training, arXiv 2001.03994).
+    Cyclic {
+        /// The peak rate.
+        lr: f64,
+        /// Where the peak lies, as a fraction of the training, in (0, 1).
+        peak: f64,
+    },
+}
+
+impl Default for Schedule {
+    fn default() -> Self {
+        Schedule::Cyclic { lr: 0.2, peak: 0.4 }
+    }
+}
+
+impl Schedule {
+    /// The rate for the step that starts at `epoch` (fractional, from 0) of `epochs`.
+    pub fn lr(&self, epoch: f64, epochs: f64) -> f64 {
+        match self {
+            Schedule::Constant { lr } => *lr,
+            Schedule::WarmupStep {
+                lr,
+                warmup_epochs,
+                milestones,
+                factor,
+            } => {
+                let warmup = if epoch < *warmup_epochs {
+                    epoch / warmup_epochs
+                } else {
+                    1.0
+                };
+                let drops = milestones.iter().filter(|at| epoch >= **at).count();
+                lr * warmup * factor.powi(i32::try_from(drops).unwrap_or(i32::MAX))
+            }
+            Schedule::Cyclic { lr, peak } => {
+                let at = epoch / epochs;
+                let height = if at < *peak {
+                    at / peak
+                } else {
+                    (1.0 - at) / (1.0 - peak)
+                };
+                lr * height.max(0.0)
+            }
+        }
+    }
+
+    pub(crate) fn validate(&self) -> Result<(), RecipeError> {
+        let check = |valid: bool, field, value, expected| {
+            if valid {
+                Ok(())
+            } else {
+                Err(RecipeError {
+                    field,
+                    value,
+                    expected,
+                })
+            }
+        };
+        let rate = match self {
+            Schedule::Constant { lr }
+            | Schedule::WarmupStep { lr, .. }
+            | Schedule::Cyclic { lr, .. } => *lr,
+        };
+        check(
+            rate.is_finite() && rate > 0.0,
+            "schedule.lr",
+            rate,
+            "finite and above 0",
+        )?;
+        match self {
+            Schedule::Constant { .. } => Ok(()),
+            Schedule::WarmupStep {
+                warmup_epochs,
+                milestones,
+                factor,
+                ..
+            } => {
+                let warmup = *warmup_epochs;
+                let valid = warmup.is_finite() && warmup >= 0.0;
+                check(
+                    valid,
+                    "schedule.warmup_epochs",
+                    warmup,
+                    "finite and at least 0",
+                )?;
+                for milestone in milestones {
+                    let valid = milestone.is_finite() && *milestone >= 0.0;
+                    check(
+                        valid,
+                        "schedule.milestones",
+                        *milestone,
+                        "finite and at least 0",
+                    )?;
+                }
+                let valid = *factor > 0.0 && *factor <= 1.0;
+                check(valid, "schedule.factor", *factor, "in (0, 1]")
+            }
+            Schedule::Cyclic { peak, .. } => check(
+                *peak > 0.0 && *peak < 1.0,
+                "schedule.peak",
+                *peak,
+                "in (0, 1)",
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warm_up_grows_and_milestones_drop() {
+        let schedule = Schedule::WarmupStep {
+            lr: 0.1,
+            warmup_epochs: 5.0,
+            milestones: vec![30.0, 60.0, 90.0],
+            factor: 0.1,
+        };
+        let close = |epoch: f64, want: f64| {
+            let got = schedule.lr(epoch, 100.0);
+            assert!(
+                (got - want).abs() < 1e-12,
+                "epoch {epoch}: {got}, not {want}"
+            );
+        };
+        close(0.0, 0.0);
+        close(2.5, 0.05);
+        close(5.0, 0.1);
+        close(29.9, 0.1);
+        close(30.0, 0.01);
+        close(75.0, 1e-3);
+        close(99.0, 1e-4);
+    }
+
+    #[test]
+    fn a_cycle_rises_to_its_peak_and_falls_to_zero() {
+        let schedule = Schedule::Cyclic { lr: 0.2, peak: 0.4 };
+        let close = |epoch: f64, want: f64| {
+            let got = schedule.lr(epoch, 10.0);
+            assert!(
+                (got - want).abs() < 1e-12,
+                "epoch {epoch}: {got}, not {want}"
+            );
+        };
+        close(0.0, 0.0);
+        close(2.0, 0.1);
+        close(4.0, 0.2);
+        close(7.0, 0.1);
+        close(10.0, 0.0);
+    }
+
+    #[test]
+    fn bad_schedules_are_named() {
+        let field = |schedule: Schedule| schedule.validate().unwrap_err().field;
+        assert_eq!(field(Schedule::Constant { lr: f64::NAN }), "schedule.lr");
+        assert_eq!(
+            field(Schedule::Cyclic { lr: 0.1, peak: 1.0 }),
+            "schedule.peak"
+        );
+        let step = |milestones: Vec<f64>, factor| Schedule::WarmupStep {
+            lr: 0.1,
+            warmup_epochs: 0.0,
+            milestones,
+            factor,
+        };
+        assert_eq!(field(step(vec![-1.0], 0.1)), "schedule.milestones");
+        assert_eq!(field(step(vec![1.0], 0.0)), "schedule.factor");
+    }
+}

@@ -1,0 +1,240 @@
+use crate::{
+    checkpoint::{CheckpointError, Checkpoints},
+    data::ImageSet,
+    recipe::{Recipe, RecipeError},
+    step::{AdversarialStep, correct, optimizer, training_device},
+};
+use burn::{module::Module, tensor::Device};
+use sat_attack::{AttackError, Classifier, Victim};
+use serde::{Deserialize, Serialize};
+use std::ops::ControlFlow;
+
+/// Clean accuracy is measured on every so many batches, to cost a few per cent of the time.
+const CLEAN_EVERY: usize = 8;
+/// How much of the past the running figures remember, per batch.
+const MEMORY: f64 = 0.95;
+
+/// How far a training has come, and running figures of the last batches.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Steps done.
+    pub step: usize,
+    /// Steps of the whole training.
+    pub steps: usize,
+    /// Epochs begun, counted from 1.
+    pub epoch: usize,
+    /// Epochs of the whole training.
+    pub epochs: usize,
+    /// The learning rate of the last step.
+    pub lr: f64,
+    /// Running mean of the loss on adversarial training images.
+    pub loss: f64,
+    /// Running accuracy on clean training images, before each update.
+    pub clean_accuracy: f64,
+    /// Running accuracy on adversarial training images, before each update.
+    pub robust_accuracy: f64,
+    /// One row an epoch: the running figures at its end.
+    pub history: Vec<EpochSummary>,
+}
+
+/// The running figures at the end of an epoch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EpochSummary {
+    /// The epoch, counted from 1.
+    pub epoch: usize,
+    /// Running mean of the loss on adversarial training images.
+    pub loss: f64,
+    /// Running accuracy on clean training images.
+    pub clean_accuracy: f64,
+    /// Running accuracy on adversarial training images.
+    pub robust_accuracy: f64,
+}
+
+/// Where a training starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// From the model as it is given.
+    Fresh,
+    /// From the newest checkpoint, or from the model if there is none.
+    Resume,
+}
+
+/// A trained model, or one whose training was stopped.
+#[derive(Debug)]
+pub struct Trained<M> {
+    /// The model, still on the autodiff device; `valid()` gives the one for evaluation.
+    pub model: M,
+    /// How far it came.
+    pub progress: Progress,
+}
+
+impl<M> Trained<M> {
+    /// Whether the training ran to its end.
+    pub fn is_finished(&self) -> bool {
+        self.progress.step == self.progress.steps
+    }
+}
+
+/// Why a training ended early.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// The recipe cannot be used.
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
+    /// The data set is smaller than one batch.
+    #[error("{samples} training images do not fill one batch of {batch_size}; lower `batch_size`")]
+    TooFewSamples {
+        /// Images in the data set.
+        samples: usize,
+        /// Images a batch.
+        batch_size: usize,
+    },
+    /// The attack failed.
+    #[error("step {step}: {source}")]
+    Attack {
+        /// The step, counted from 1.
+        step: usize,
+        /// The reason.
+        source: AttackError,
+    },
+    /// The loss is no longer a number. The last checkpoint is intact.
+    #[error("step {step}: the loss is {loss}; lower the learning rate or eps, and resume")]
+    Diverged {
+        /// The step, counted from 1.
+        step: usize,
+        /// The loss.
+        loss: f64,
+    },
+    /// A checkpoint could not be written or read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+}
+
+/// Trains a classifier adversarially.
+///
+/// `model` is on an autodiff device and sees images in [0, 1] (see
+/// [`Normalized`](crate::Normalized)). After every epoch, and when it is stopped, the state goes to
+/// `checkpoints`, if there are any. Everything random follows from the recipe's seed, the epoch and
+/// the number of samples seen, so a resumed training ends with the weights of an unbroken one: bit
+/// for bit on Flex.
+///
+/// `observe` sees the progress after every step; `ControlFlow::Break` stops the training after a
+/// checkpoint.
+///
+/// # Errors
+///
+/// [`TrainError`]. Checkpoints written before stay as they are.
+///
+/// # Panics
+///
+/// If the images have another number of channels than the model takes, or a label is not below the
+/// number of its classes.
+pub fn train<M: Module + Classifier>(
+    model: M,
+    recipe: &Recipe,
+    data: &ImageSet,
+    device: &Device,
+    checkpoints: Option<(&Checkpoints, Start)>,
+    mut observe: impl FnMut(&Progress) -> ControlFlow<()>,
+) -> Result<Trained<M>, TrainError> {
+    recipe.validate()?;
+    let batch_size = recipe.batch_size;
+    let per_epoch = data.len() / batch_size;
+    if per_epoch == 0 {
+        return Err(TrainError::TooFewSamples {
+            samples: data.len(),
+            batch_size,
+        });
+    }
+    let device = training_device(device);
+    let step = AdversarialStep::new(recipe);
+    let resumed = match checkpoints {
+        Some((checkpoints, Start::Resume)) => {
+            checkpoints.load(model.clone(), recipe, data.len(), |model| {
+                optimizer(recipe, model)
+            })?
+        }
+        _ => None,
+    };
+    let (mut model, mut optimizer, mut progress) = resumed.unwrap_or_else(|| {
+        let optimizer = optimizer(recipe, &model);
+        (model, optimizer, Progress::default())
+    });
+    progress.steps = per_epoch * recipe.epochs;
+    progress.epochs = recipe.epochs;
+
+    let mut order = Vec::new();
+    while progress.step < progress.steps {
+        let (epoch, batch) = (progress.step / per_epoch, progress.step % per_epoch);
+        if order.is_empty() || batch == 0 {
+            order = data.shuffled(recipe.seed, epoch as u64);
+        }
+        let indices = &order[batch * batch_size..(batch + 1) * batch_size];
+        let (images, labels) =
+            data.batch_augmented(indices, recipe.augment, recipe.seed, epoch as u64, &device);
+        let first = progress.step == 0;
+        let running = |figure: &mut f64, value: f64| {
+            *figure = if first {
+                value
+            } else {
+                *figure * MEMORY + value * (1.0 - MEMORY)
+            };
+        };
+        let number = progress.step + 1;
+        let attack_failed = |source| TrainError::Attack {
+            step: number,
+            source,
+        };
+        if progress.step % CLEAN_EVERY == 0 {
+            let logits = Victim::new(&model)
+                .logits(images.clone())
+                .map_err(attack_failed)?;
+            let accuracy = correct(logits, &labels) as f64 / batch_size as f64;
+            let figure = &mut progress.clean_accuracy;
+            *figure = if first {
+                accuracy
+            } else {
+                0.7 * *figure + 0.3 * accuracy
+            };
+        }
+        progress.lr = recipe.schedule.lr(
+            progress.step as f64 / per_epoch as f64,
+            recipe.epochs as f64,
+        );
+        let seen = (progress.step * batch_size) as u64;
+        let (updated, output) = step
+            .run(model, &mut optimizer, progress.lr, images, &labels, seen)
+            .map_err(attack_failed)?;
+        model = updated;
+        let loss = f64::from(output.loss.into_scalar::<f32>());
+        if !loss.is_finite() {
+            return Err(TrainError::Diverged { step: number, loss });
+        }
+        running(&mut progress.loss, loss);
+        let accuracy = correct(output.logits, &labels) as f64 / batch_size as f64;
+        running(&mut progress.robust_accuracy, accuracy);
+        progress.step = number;
+        progress.epoch = epoch + 1;
+
+        let epoch_ends = batch + 1 == per_epoch;
+        if epoch_ends {
+            progress.history.push(EpochSummary {
+                epoch: progress.epoch,
+                loss: progress.loss,
+                clean_accuracy: progress.clean_accuracy,
+                robust_accuracy: progress.robust_accuracy,
+            });
+        }
+        let stopped = observe(&progress).is_break();
+        if let Some((checkpoints, _)) = checkpoints
+            && (epoch_ends || stopped)
+        {
+            checkpoints.save(&model, &optimizer, recipe, data.len(), &progress)?;
+        }
+        if stopped {
+            break;
+        }
+    }
+    Ok(Trained { model, progress })
+}
