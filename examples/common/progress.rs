@@ -1,0 +1,110 @@
+//! Progress of a training run, on standard error.
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// What training has reached, over the last batch or a whole epoch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Figures {
+    /// Mean loss.
+    pub(crate) loss: f64,
+    /// Accuracy on clean images, from 0 to 1, where it was measured.
+    pub(crate) clean_accuracy: Option<f64>,
+    /// Accuracy on attacked images, from 0 to 1, where it was measured.
+    pub(crate) robust_accuracy: Option<f64>,
+}
+
+impl std::fmt::Display for Figures {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "loss {:.4}", self.loss)?;
+        for (name, accuracy) in [
+            ("clean", self.clean_accuracy),
+            ("robust", self.robust_accuracy),
+        ] {
+            if let Some(accuracy) = accuracy {
+                write!(f, "  {name} {:.1} %", 100.0 * accuracy)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A bar over all steps of a run, with one line left behind for each epoch. Where standard error is
+/// not a terminal, only the lines.
+pub(crate) struct Progress {
+    bar: ProgressBar,
+    epochs: usize,
+}
+
+impl Progress {
+    /// Starts the clock of a run.
+    pub(crate) fn new(epochs: usize, steps_per_epoch: usize) -> Self {
+        let bar = ProgressBar::new((epochs * steps_per_epoch) as u64);
+        // The template is a constant: one that fails shows the default bar.
+        if let Ok(style) = ProgressStyle::with_template(
+            "{bar:30.green/white.dim} {pos}/{len}  {msg}  {elapsed} gone, {eta} to go",
+        ) {
+            bar.set_style(style.progress_chars("━━─"));
+        }
+        Self { bar, epochs }
+    }
+
+    /// One step further.
+    pub(crate) fn step(&self, figures: Figures) {
+        self.bar.set_message(figures.to_string());
+        self.bar.inc(1);
+    }
+
+    /// Leaves a line about epoch number `epoch`, counted from 0.
+    pub(crate) fn epoch(&self, epoch: usize, figures: Figures) {
+        // Not inside: the bar is locked while it is suspended.
+        let seconds = self.bar.elapsed().as_secs();
+        self.bar.suspend(|| {
+            eprintln!(
+                "epoch {}/{}  {figures}  {seconds} s",
+                epoch + 1,
+                self.epochs
+            );
+        });
+    }
+
+    /// Removes the bar; the lines stay.
+    pub(crate) fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_without_a_terminal_ends() {
+        let figures = Figures {
+            loss: 1.5,
+            clean_accuracy: None,
+            robust_accuracy: None,
+        };
+        let progress = Progress::new(2, 3);
+        for epoch in 0..2 {
+            (0..3).for_each(|_| progress.step(figures));
+            progress.epoch(epoch, figures);
+        }
+        assert_eq!(progress.bar.position(), 6);
+        progress.finish();
+    }
+
+    #[test]
+    fn figures_leave_out_what_was_not_measured() {
+        let mut figures = Figures {
+            loss: 1.5,
+            clean_accuracy: Some(0.875),
+            robust_accuracy: None,
+        };
+        assert_eq!(figures.to_string(), "loss 1.5000  clean 87.5 %");
+        figures.robust_accuracy = Some(0.5);
+        assert_eq!(
+            figures.to_string(),
+            "loss 1.5000  clean 87.5 %  robust 50.0 %"
+        );
+    }
+}
