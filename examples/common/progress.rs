@@ -48,10 +48,15 @@ impl Progress {
         Self { bar, epochs }
     }
 
-    /// One step further.
-    pub(crate) fn step(&self, figures: Figures) {
+    /// Step number `step` is done, counted from 1 over all epochs.
+    pub(crate) fn step(&self, step: usize, figures: Figures) {
+        if self.bar.position() == 0 {
+            // A resumed run starts further on: time to go is judged from there.
+            self.bar.set_position(step as u64 - 1);
+            self.bar.reset_eta();
+        }
         self.bar.set_message(figures.to_string());
-        self.bar.inc(1);
+        self.bar.set_position(step as u64);
     }
 
     /// Leaves a line about epoch number `epoch`, counted from 0.
@@ -86,7 +91,7 @@ mod tests {
         };
         let progress = Progress::new(2, 3);
         for epoch in 0..2 {
-            (0..3).for_each(|_| progress.step(figures));
+            (1..4).for_each(|step| progress.step(3 * epoch + step, figures));
             progress.epoch(epoch, figures);
         }
         assert_eq!(progress.bar.position(), 6);
