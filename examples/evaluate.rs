@@ -1,2 +1,358 @@
-//! WIP
-fn main() {}
+//! Robust accuracy of a network on a data set: clean, FGSM or PGD, with a record for each sample.
+//!
+//! `cargo run --release --example evaluate -- --model resnet20 --activation silu --weights W.safetensors
+//! --data cifar10-bin:test_batch.bin --attack pgd --eps 8/255 --steps 20 --json out.json`
+
+mod common;
+
+use clap::{ArgAction, Parser, ValueEnum};
+use common::output::{check_writable, write};
+use indicatif::{ProgressBar, ProgressStyle};
+use sat::{
+    attack::{
+        Adversarial, Attack, AttackError, Fgsm, Goal, Norm, Pgd, RandomStart, Report, ThreatModel,
+        Victim, evaluate,
+    },
+    core::{ActivationConfig, device::DeviceName},
+    models::{METADATA_ACTIVATION, METADATA_MODEL, ModelName, load_safetensors, read_metadata},
+    train::data::{DataSpec, Split},
+};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use std::{fs, io, ops::ControlFlow, path::PathBuf, process::ExitCode, time::Instant};
+
+/// Measures clean and robust accuracy.
+#[derive(Parser, Debug)]
+struct Arguments {
+    /// The network: resnet20, resnet32, resnet44, resnet56, resnet110 or resnet18_cifar. By default
+    /// the one the weights file names.
+    #[arg(long)]
+    model: Option<ModelName>,
+    /// The activation, such as silu or relu~psoftplus:10. By default the one the weights file names.
+    #[arg(long)]
+    activation: Option<ActivationConfig>,
+    /// A safetensors file with PyTorch's names.
+    #[arg(long)]
+    weights: PathBuf,
+    /// The images: cifar10-bin:FILE, cifar10:DIR, fashion-mnist:DIR, mnist:DIR or
+    /// builtin:fashion-mnist.
+    #[arg(long)]
+    data: DataSpec,
+    /// The attack.
+    #[arg(long, value_enum, default_value_t = AttackName::Pgd)]
+    attack: AttackName,
+    /// The norm of the perturbation: linf or l2.
+    #[arg(long, default_value_t = Norm::Linf)]
+    norm: Norm,
+    /// The largest perturbation, for images in [0, 1].
+    #[arg(long, default_value = "8/255", value_parser = common::eps)]
+    eps: f64,
+    /// Gradient steps of PGD.
+    #[arg(long, default_value_t = 20)]
+    steps: usize,
+    /// Length of a step of PGD, for images in [0, 1]; 2.5 eps/steps by default.
+    #[arg(long, value_parser = common::eps)]
+    step_size: Option<f64>,
+    /// Whether PGD starts from a random point of the ball instead of the image.
+    #[arg(long, default_value_t = true, action = ArgAction::Set)]
+    random_start: bool,
+    /// Runs of PGD; each image keeps the worst.
+    #[arg(long, default_value_t = 1)]
+    restarts: usize,
+    /// Let images leave PGD as soon as they are misclassified: faster, same or lower robust
+    /// accuracy, lower adversarial cross-entropy.
+    #[arg(long)]
+    stop_when_fooled: bool,
+    /// The seed of everything random.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Mean of each channel, if the network wants normalised images.
+    #[arg(long, value_delimiter = ',', requires = "std")]
+    mean: Vec<f64>,
+    /// Standard deviation of each channel.
+    #[arg(long, value_delimiter = ',', requires = "mean")]
+    std: Vec<f64>,
+    /// Use the first so many images of the test split only.
+    #[arg(long)]
+    limit: Option<usize>,
+    /// Images at a time.
+    #[arg(long, default_value_t = 100, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
+    batch: usize,
+    /// Where to compute: flex, or a backend this was built with (`--features cuda`, wgpu, ...).
+    #[arg(long, default_value_t = DeviceName::Flex)]
+    device: DeviceName,
+    /// Where to write the report.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum AttackName {
+    /// None: clean accuracy.
+    None,
+    /// The fast gradient sign method, one step of size eps.
+    Fgsm,
+    /// Projected gradient descent.
+    Pgd,
+    /// Not in this version.
+    ApgdCe,
+    /// Not in this version.
+    ApgdDlr,
+    /// Not in this version.
+    Autoattack,
+}
+
+/// What can go wrong besides the libraries' own errors.
+#[derive(Debug, thiserror::Error)]
+enum EvaluateError {
+    #[error("attack `{0}` is not in this version; use none, fgsm or pgd")]
+    NotYet(String),
+    #[error("{} does not say which {what} it is for; give --{what}", path.display())]
+    Unnamed { path: PathBuf, what: &'static str },
+    #[error("{}: metadata `{key}`: {reason}; give --{what}", path.display())]
+    BadName {
+        path: PathBuf,
+        key: &'static str,
+        what: &'static str,
+        reason: String,
+    },
+    #[error("cannot read {}: {source}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("--limit is 0; leave it out to use all images")]
+    NoImages,
+}
+
+type Failure = Box<dyn std::error::Error>;
+
+/// The report as it is written to `--json`.
+#[derive(Serialize)]
+struct Output<'a> {
+    n: usize,
+    clean_correct: usize,
+    robust_correct: usize,
+    clean_ce: f64,
+    adv_ce: f64,
+    attack: AttackOutput<'a>,
+    model: String,
+    activation: ActivationConfig,
+    weights_sha256: String,
+    data: String,
+    device: String,
+    seconds: f64,
+    forwards: u64,
+    backwards: u64,
+    per_sample: &'a [sat::attack::SampleRecord],
+}
+
+/// All settings of the attack.
+#[derive(Serialize)]
+struct AttackOutput<'a> {
+    name: AttackName,
+    threat: &'a ThreatModel,
+    settings: serde_json::Value,
+    batch: usize,
+}
+
+/// The attack that leaves the images as they are.
+struct Nothing;
+
+impl Attack for Nothing {
+    fn run(
+        &self,
+        victim: &Victim<'_>,
+        images: burn::tensor::Tensor<4>,
+        goal: Goal,
+        threat: &ThreatModel,
+    ) -> Result<Adversarial, AttackError> {
+        Fgsm::default().run(
+            victim,
+            images,
+            goal,
+            &ThreatModel {
+                eps: sat::attack::Eps::Uniform(0.0),
+                ..threat.clone()
+            },
+        )
+    }
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let (attack, settings) = attack(arguments)?;
+    if arguments.limit == Some(0) {
+        return Err(EvaluateError::NoImages.into());
+    }
+    if let Some(path) = &arguments.json {
+        check_writable(path)?;
+    }
+    let device = arguments.device.open()?;
+    let mut data = arguments.data.load(Split::Test)?;
+    if let Some(limit) = arguments.limit {
+        data = data.take(limit);
+    }
+    let (name, activation) = names(arguments)?;
+    let network = name
+        .config()
+        .with_activation(activation)
+        .with_input_channels(data.channels())
+        .with_classes(data.classes());
+    let model = load_safetensors(network.init(0, &device), &arguments.weights)?;
+    let bytes = fs::read(&arguments.weights).map_err(|source| EvaluateError::Read {
+        path: arguments.weights.clone(),
+        source,
+    })?;
+    let mut victim = Victim::new(&model);
+    if !arguments.mean.is_empty() {
+        victim = victim.normalize(&arguments.mean, &arguments.std)?;
+    }
+    let threat = ThreatModel::new(arguments.norm, arguments.eps);
+
+    let bar = ProgressBar::new(data.len() as u64);
+    if let Ok(style) =
+        ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}  {elapsed} gone, {eta} to go")
+    {
+        bar.set_style(style.progress_chars("━━─"));
+    }
+    let started = Instant::now();
+    let batches = data
+        .batches(arguments.batch)
+        .map(|indices| data.batch(&indices, &device));
+    let report = evaluate(&victim, attack.as_ref(), batches, &threat, |report| {
+        bar.set_position(report.n as u64);
+        bar.set_message(summary(report));
+        ControlFlow::Continue(())
+    })?;
+    bar.finish_and_clear();
+    println!("{}", summary(&report));
+    println!(
+        "cross-entropy: clean {:.6}, adversarial {:.6}; {} forwards, {} backwards, {:.1} s",
+        report.clean_ce,
+        report.adv_ce,
+        report.cost.forwards,
+        report.cost.backwards,
+        started.elapsed().as_secs_f64()
+    );
+    if let Some(path) = &arguments.json {
+        let output = Output {
+            n: report.n,
+            clean_correct: report.clean_correct,
+            robust_correct: report.robust_correct,
+            clean_ce: report.clean_ce,
+            adv_ce: report.adv_ce,
+            attack: AttackOutput {
+                name: arguments.attack,
+                threat: &threat,
+                settings,
+                batch: arguments.batch,
+            },
+            model: name.to_string(),
+            activation,
+            weights_sha256: Sha256::digest(&bytes)
+                .iter()
+                .map(|b| format!("{b:02x}"))
+                .collect(),
+            data: arguments.data.to_string(),
+            device: arguments.device.to_string(),
+            seconds: started.elapsed().as_secs_f64(),
+            forwards: report.cost.forwards,
+            backwards: report.cost.backwards,
+            per_sample: &report.per_sample,
+        };
+        write(path, &serde_json::to_vec_pretty(&output)?)?;
+    }
+    Ok(())
+}
+
+fn summary(report: &Report) -> String {
+    format!(
+        "{} images: clean {} ({:.2} %), robust {} ({:.2} %)",
+        report.n,
+        report.clean_correct,
+        100.0 * report.clean_accuracy(),
+        report.robust_correct,
+        100.0 * report.robust_accuracy()
+    )
+}
+
+fn attack(arguments: &Arguments) -> Result<(Box<dyn Attack>, serde_json::Value), Failure> {
+    Ok(match arguments.attack {
+        AttackName::None => (Box::new(Nothing), serde_json::Value::Null),
+        AttackName::Fgsm => {
+            let fgsm = Fgsm::default();
+            let settings = serde_json::to_value(&fgsm)?;
+            (Box::new(fgsm), settings)
+        }
+        AttackName::Pgd => {
+            let start = if arguments.random_start {
+                RandomStart::Always
+            } else {
+                RandomStart::Never
+            };
+            let mut pgd = Pgd::default()
+                .steps(arguments.steps)
+                .random_start(start)
+                .restarts(arguments.restarts)
+                .seed(arguments.seed);
+            if let Some(size) = arguments.step_size {
+                pgd = pgd.step_size(size);
+            }
+            if arguments.stop_when_fooled {
+                pgd = pgd.stop_when_fooled();
+            }
+            let settings = serde_json::to_value(&pgd)?;
+            (Box::new(pgd), settings)
+        }
+        AttackName::ApgdCe | AttackName::ApgdDlr | AttackName::Autoattack => {
+            let name = arguments.attack.to_possible_value();
+            let name = name.map_or_else(String::new, |value| value.get_name().to_owned());
+            return Err(EvaluateError::NotYet(name).into());
+        }
+    })
+}
+
+/// The network and activation of the command line, else of the weights file.
+fn names(arguments: &Arguments) -> Result<(ModelName, ActivationConfig), Failure> {
+    fn from_file<T: std::str::FromStr>(
+        arguments: &Arguments,
+        key: &'static str,
+        what: &'static str,
+    ) -> Result<T, Failure>
+    where
+        T::Err: std::fmt::Display,
+    {
+        let path = arguments.weights.clone();
+        match read_metadata(&path)?.get(key) {
+            None => Err(EvaluateError::Unnamed { path, what }.into()),
+            Some(text) => text.parse().map_err(|error: T::Err| {
+                let reason = error.to_string();
+                EvaluateError::BadName {
+                    path,
+                    key,
+                    what,
+                    reason,
+                }
+                .into()
+            }),
+        }
+    }
+    Ok((
+        match arguments.model {
+            Some(name) => name,
+            None => from_file(arguments, METADATA_MODEL, "model")?,
+        },
+        match arguments.activation {
+            Some(activation) => activation,
+            None => from_file(arguments, METADATA_ACTIVATION, "activation")?,
+        },
+    ))
+}

@@ -10,6 +10,7 @@ use burn::{module::Module, tensor::Device};
 use clap::Parser;
 use common::{
     grid::{Grid, ModelColumn, Sample, picture_grid},
+    output::{check_writable, write},
     plot::{Series, accuracy_vs_eps},
     progress::{Figures, Progress},
 };
@@ -83,8 +84,8 @@ struct Arguments {
 enum QuickstartError {
     #[error("{} holds a run that was stopped; go on with --resume, or choose another --out", .0.display())]
     Unfinished(PathBuf),
-    #[error("cannot write {}: {source}; check the disk and the permissions, or choose another --out", path.display())]
-    Write { path: PathBuf, source: io::Error },
+    #[error("cannot remove {}: {source}; check the permissions, or choose another --out", path.display())]
+    Remove { path: PathBuf, source: io::Error },
     #[error("cannot read {}: {source}", path.display())]
     Read { path: PathBuf, source: io::Error },
     #[error("{} is damaged: {source}; delete it to train again", path.display())]
@@ -172,6 +173,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
             device: &device,
         })
         .collect();
+    check_writable(&arguments.out.join("report.json"))?;
     for job in &jobs {
         job.recipe.validate()?;
         job.prepare(arguments.resume)?;
@@ -298,7 +300,7 @@ impl Job<'_> {
             for path in [self.outcome(), self.weights()] {
                 match fs::remove_file(&path) {
                     Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                        return Err(QuickstartError::Write { path, source }.into());
+                        return Err(QuickstartError::Remove { path, source }.into());
                     }
                     _ => {}
                 }
@@ -443,17 +445,6 @@ fn check_list<T: PartialEq + ToString>(
 /// The activation's name without the characters that file systems dislike.
 fn file_name(activation: ActivationConfig) -> String {
     activation.to_string().replace(':', "_")
-}
-
-/// Writes beside the file and renames, so that an older file survives a failure.
-fn write(path: &Path, bytes: &[u8]) -> Result<(), QuickstartError> {
-    let draft = path.with_extension("draft");
-    fs::write(&draft, bytes)
-        .and_then(|()| fs::rename(&draft, path))
-        .map_err(|source| QuickstartError::Write {
-            path: path.to_owned(),
-            source,
-        })
 }
 
 /// The outcomes of each activation, in the order of first appearance.

@@ -5,6 +5,7 @@
 
 pub(crate) mod canvas;
 pub(crate) mod grid;
+pub(crate) mod output;
 pub(crate) mod plot;
 pub(crate) mod progress;
 

@@ -44,6 +44,15 @@ pub enum CheckpointError {
         /// What is wrong.
         reason: String,
     },
+    /// A training that is to start afresh was given a folder with checkpoints in it.
+    #[error(
+        "{} is there already; resume that training, clear the folder, or choose another",
+        path.display()
+    )]
+    Occupied {
+        /// The newest checkpoint.
+        path: PathBuf,
+    },
     /// The checkpoint belongs to a run with other settings.
     #[error(
         "the checkpoint {} was made with another recipe or for other data; \
@@ -172,10 +181,6 @@ impl Checkpoints {
         let text = serde_json::to_vec_pretty(&state)
             .map_err(|error| failed(&path)(io::Error::other(error)))?;
         write(STATE, &text)?;
-        if path.exists() {
-            // The same step of the same run: the bytes are the same.
-            return Ok(());
-        }
         fs::rename(draft.path(), &path).map_err(failed(&path))?;
         let mut older = self.all()?;
         older.retain(|other| *other < path);
@@ -233,7 +238,10 @@ impl Checkpoints {
         let record =
             burn::store::ModuleRecord::from_bytes(burn::tensor::Bytes::from_bytes_vec(weights))
                 .map_err(misfit(MODEL))?;
-        let model = model.try_load_record(record).map_err(misfit(MODEL))?;
+        let model = model
+            .train()
+            .try_load_record(record)
+            .map_err(misfit(MODEL))?;
         let optimizer = optimizer(&model)
             .from_bytes(burn::tensor::Bytes::from_bytes_vec(momenta))
             .map_err(misfit(OPTIMIZER))?;

@@ -53,7 +53,7 @@ pub struct EpochSummary {
 /// Where a training starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// From the model as it is given.
+    /// From the model as it is given; the folder must hold no checkpoints.
     Fresh,
     /// From the newest checkpoint, or from the model if there is none.
     Resume,
@@ -155,7 +155,11 @@ pub fn train<M: Module + Classifier>(
                 optimizer(recipe, model)
             })?
         }
-        _ => None,
+        Some((checkpoints, Start::Fresh)) => match checkpoints.latest()? {
+            Some(path) => return Err(CheckpointError::Occupied { path }.into()),
+            None => None,
+        },
+        None => None,
     };
     let (mut model, mut optimizer, mut progress) = resumed.unwrap_or_else(|| {
         let optimizer = optimizer(recipe, &model);

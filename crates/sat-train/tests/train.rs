@@ -1,0 +1,540 @@
+//! Training: determinism, resuming, the optimizer's formulas, and what goes wrong.
+
+#![cfg(feature = "flex")]
+
+use burn::{
+    module::{Module, ModuleVisitor, Param},
+    optim::GradientsParams,
+    tensor::{Device, Tensor, TensorData},
+};
+use sat_attack::{Attack, Goal, Victim};
+use sat_models::{ResNet, ResNetConfig, StageConfig, StemConfig};
+use sat_train::{
+    AdversarialStep, CheckpointError, Checkpoints, Normalized, Progress, Recipe, Schedule, Start,
+    TrainError, TrainingAttack, data::ImageSet, optimizer, smoothed_cross_entropy, train,
+};
+use std::{fs, ops::ControlFlow};
+
+type Model = Normalized<ResNet>;
+
+fn device() -> Device {
+    Device::flex().autodiff()
+}
+
+/// Three classes of noisy stripes, 12 x 12.
+fn images(n: usize) -> ImageSet {
+    let pixel = |i: usize, x: usize| {
+        let stripe = if (x / 2) % 3 == i % 3 { 150 } else { 60 };
+        (stripe + (i * 7919 + x * 104_729) % 83) as u8
+    };
+    let pixels = (0..n)
+        .flat_map(|i| (0..144).map(move |x| pixel(i, x)))
+        .collect();
+    let labels = (0..n).map(|i| (i % 3) as u16).collect();
+    let names = ["a", "b", "c"].map(String::from).to_vec();
+    ImageSet::new(pixels, labels, [1, 12, 12], names).unwrap()
+}
+
+fn config() -> ResNetConfig {
+    let stage = |channels, stride| StageConfig {
+        channels,
+        blocks: 1,
+        stride,
+    };
+    ResNetConfig {
+        stem: StemConfig {
+            channels: 4,
+            stride: 1,
+        },
+        stages: vec![stage(4, 1), stage(8, 2)],
+        ..ResNetConfig::resnet20()
+    }
+    .with_input_channels(1)
+    .with_classes(3)
+    .with_activation("smooth-relu-learnable".parse().unwrap())
+}
+
+fn model() -> Model {
+    Normalized::to_plus_minus_one(config().init(3, &device()), 1)
+}
+
+fn recipe() -> Recipe {
+    Recipe {
+        epochs: 3,
+        batch_size: 8,
+        seed: 11,
+        schedule: Schedule::Cyclic {
+            lr: 0.05,
+            peak: 0.4,
+        },
+        attack: Some(TrainingAttack {
+            eps: 0.1,
+            ..TrainingAttack::default()
+        }),
+        ..Recipe::default()
+    }
+}
+
+/// All parameters and running statistics, as (path, bits).
+fn bits<M: Module>(model: &M) -> Vec<(String, Vec<u32>)> {
+    #[derive(Default)]
+    struct Bits {
+        path: Vec<String>,
+        found: Vec<(String, Vec<u32>)>,
+    }
+    impl ModuleVisitor for Bits {
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.path.push(name.to_owned());
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.path.pop();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let values: Vec<f32> = param.val().into_data().try_into_vec().unwrap();
+            let bits = values.into_iter().map(f32::to_bits).collect();
+            self.found.push((self.path.join("."), bits));
+        }
+    }
+    let mut visitor = Bits::default();
+    model.valid().visit(&mut visitor);
+    visitor.found
+}
+
+fn go_on(_: &Progress) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+#[test]
+fn the_same_seed_gives_the_same_weights_and_another_does_not() {
+    let data = images(40);
+    let run = |recipe: &Recipe| {
+        let trained = train(model(), recipe, &data, &device(), None, go_on).unwrap();
+        assert!(trained.is_finished());
+        assert_eq!(trained.progress.history.len(), 3);
+        bits(&trained.model)
+    };
+    let first = run(&recipe());
+    assert_ne!(first, bits(&model()));
+    assert_eq!(first, run(&recipe()));
+    assert_ne!(
+        first,
+        run(&Recipe {
+            seed: 12,
+            ..recipe()
+        })
+    );
+}
+
+#[test]
+fn a_stopped_training_resumes_to_the_same_weights() {
+    let data = images(40);
+    let unbroken = train(model(), &recipe(), &data, &device(), None, go_on).unwrap();
+    // In the middle of an epoch, and at its end.
+    for stop_at in [3, 5, 8] {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::open(folder.path()).unwrap();
+        let stop = |progress: &Progress| {
+            if progress.step == stop_at {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        };
+        let place = Some((&checkpoints, Start::Fresh));
+        let stopped = train(model(), &recipe(), &data, &device(), place, stop).unwrap();
+        assert!(!stopped.is_finished());
+        drop(stopped);
+        // Another initialisation: everything must come from the checkpoint.
+        let other = Normalized::to_plus_minus_one(config().init(77, &device()), 1);
+        let place = Some((&checkpoints, Start::Resume));
+        let resumed = train(other, &recipe(), &data, &device(), place, go_on).unwrap();
+        assert!(resumed.is_finished());
+        assert_eq!(
+            bits(&resumed.model),
+            bits(&unbroken.model),
+            "stopped at {stop_at}"
+        );
+        assert_eq!(resumed.progress, unbroken.progress, "stopped at {stop_at}");
+    }
+}
+
+#[test]
+fn training_learns_and_the_activation_parameter_moves() {
+    let data = images(96);
+    let recipe = Recipe {
+        epochs: 8,
+        attack: Some(TrainingAttack {
+            eps: 0.05,
+            ..TrainingAttack::default()
+        }),
+        ..recipe()
+    };
+    let trained = train(model(), &recipe, &data, &device(), None, go_on).unwrap();
+    let last = trained.progress.history.last().unwrap();
+    assert!(last.clean_accuracy > 0.8, "{last:?}");
+    assert!(last.robust_accuracy > 0.6, "{last:?}");
+    let moved = bits(&trained.model).into_iter().zip(bits(&model()));
+    let moved: Vec<_> = moved
+        .filter(|((path, _), _)| path.ends_with(".b"))
+        .collect();
+    assert!(!moved.is_empty());
+    for ((path, after), (_, before)) in moved {
+        assert_ne!(after, before, "{path}");
+    }
+}
+
+#[test]
+fn the_statistics_come_from_the_adversarial_batch_alone() {
+    let data = images(8);
+    let recipe = recipe();
+    let attack = recipe.attack.as_ref().unwrap();
+    let (batch, labels) = data.batch(&(0..8).collect::<Vec<_>>(), &device());
+
+    let before = model();
+    let goal = Goal::untargeted(labels.clone()).numbered_from(40);
+    let pgd = attack.attack(recipe.seed);
+    let adversarial = pgd
+        .perturb(&Victim::new(&before), batch.clone(), goal, &attack.threat())
+        .unwrap();
+    sat_attack::Classifier::logits(&before, adversarial.autodiff());
+    let statistics = |model: &Model| -> Vec<_> {
+        bits(model)
+            .into_iter()
+            .filter(|(path, _)| path.contains("running"))
+            .collect()
+    };
+    let want = statistics(&before);
+    assert!(!want.is_empty());
+
+    let fresh = model();
+    assert_ne!(statistics(&fresh), want);
+    let mut sgd = optimizer(&recipe, &fresh);
+    let step = AdversarialStep::new(&recipe);
+    let (after, _) = step.run(fresh, &mut sgd, 0.1, batch, &labels, 40).unwrap();
+    assert_eq!(statistics(&after), want);
+}
+
+#[test]
+fn weight_decay_spares_parameters_of_one_axis() {
+    let data = images(8);
+    let (batch, labels) = data.batch(&(0..8).collect::<Vec<_>>(), &device());
+    let (lr, momentum, decay) = (0.1f32, 0.9f32, 0.25f32);
+    let after = |weight_decay: f64| {
+        let recipe = Recipe {
+            weight_decay,
+            attack: None,
+            ..recipe()
+        };
+        let model = model();
+        let mut sgd = optimizer(&recipe, &model);
+        let step = AdversarialStep::new(&recipe);
+        let (model, _) = step
+            .run(model, &mut sgd, lr.into(), batch.clone(), &labels, 0)
+            .unwrap();
+        bits(&model)
+    };
+    let start = bits(&model());
+    let (plain, decayed) = (after(0.0), after(decay.into()));
+    let mut shrunk = 0;
+    for ((path, plain), ((_, decayed), (_, start))) in plain.iter().zip(decayed.iter().zip(&start))
+    {
+        let is_weight = path.ends_with("weight");
+        if !is_weight {
+            assert_eq!(plain, decayed, "{path}");
+            continue;
+        }
+        shrunk += 1;
+        for ((plain, decayed), start) in plain.iter().zip(decayed).zip(start) {
+            // The first Nesterov step is lr (1 + momentum) (g + decay w).
+            let want = lr * (1.0 + momentum) * decay * f32::from_bits(*start);
+            let got = f32::from_bits(*plain) - f32::from_bits(*decayed);
+            assert!((got - want).abs() < 1e-6, "{path}: {got}, not {want}");
+        }
+    }
+    // Six convolutions, one of them a shortcut, and the classifier.
+    assert_eq!(shrunk, 7);
+}
+
+#[test]
+fn momentum_is_nesterovs_as_pytorch_defines_it() {
+    #[derive(Module, Debug)]
+    struct Single {
+        w: Param<Tensor<2>>,
+    }
+    let device = device();
+    let mut model = Single {
+        w: Param::from_data([[1.0, -2.0]], &device),
+    };
+    let gradient = [[0.5f32, 0.25]];
+    let recipe = Recipe {
+        momentum: 0.9,
+        weight_decay: 0.1,
+        ..Recipe::default()
+    };
+    let mut sgd = optimizer(&recipe, &model);
+    let (mut w, mut v) = ([1.0f64, -2.0], [0.0f64; 2]);
+    for step in 0..4 {
+        let loss = (model.w.val() * Tensor::<2>::from_data(gradient, &device)).sum();
+        let grads = GradientsParams::from_grads(loss.backward(), &model);
+        model = sgd.step(0.2, model, grads);
+        for i in 0..2 {
+            let g = f64::from(gradient[0][i]) + 0.1 * w[i];
+            v[i] = if step == 0 { g } else { 0.9 * v[i] + g };
+            w[i] -= 0.2 * (g + 0.9 * v[i]);
+        }
+        let got: Vec<f32> = model.w.val().into_data().try_into_vec().unwrap();
+        for (got, want) in got.iter().zip(w) {
+            assert!(
+                (f64::from(*got) - want).abs() < 1e-5,
+                "step {step}: {got}, not {want}"
+            );
+        }
+    }
+}
+
+#[test]
+fn label_smoothing_follows_pytorch() {
+    // torch.nn.functional.cross_entropy(logits, [2, 0], label_smoothing=0.1)
+    let logits = TensorData::from([[0.5f32, -1.0, 2.0], [1.5, 0.25, -0.75]]);
+    let loss = |smoothing: f64| -> f64 {
+        let logits = Tensor::<2>::from_data(logits.clone(), &Device::flex());
+        smoothed_cross_entropy(logits, &[2, 0], smoothing)
+            .into_scalar::<f32>()
+            .into()
+    };
+    let rows = [[0.5f64, -1.0, 2.0], [1.5, 0.25, -0.75]];
+    let want = |smoothing: f64| -> f64 {
+        let row_loss = |(row, label): (&[f64; 3], usize)| {
+            let log_sum = row.iter().map(|z| z.exp()).sum::<f64>().ln();
+            let q = |k: usize| smoothing / 3.0 + if k == label { 1.0 - smoothing } else { 0.0 };
+            (0..3).map(|k| q(k) * (log_sum - row[k])).sum::<f64>()
+        };
+        rows.iter().zip([2, 0]).map(row_loss).sum::<f64>() / 2.0
+    };
+    for smoothing in [0.0, 0.1, 0.5] {
+        let (got, want) = (loss(smoothing), want(smoothing));
+        assert!((got - want).abs() < 1e-6, "{smoothing}: {got}, not {want}");
+    }
+}
+
+#[test]
+#[should_panic(expected = "label 3 with 3 classes")]
+fn a_label_beyond_the_classes_panics() {
+    smoothed_cross_entropy(Tensor::zeros([1, 3], &Device::flex()), &[3], 0.0);
+}
+
+#[test]
+fn bad_recipes_are_named() {
+    let field = |recipe: Recipe| recipe.validate().unwrap_err().field;
+    assert_eq!(
+        field(Recipe {
+            epochs: 0,
+            ..recipe()
+        }),
+        "epochs"
+    );
+    assert_eq!(
+        field(Recipe {
+            batch_size: 0,
+            ..recipe()
+        }),
+        "batch_size"
+    );
+    assert_eq!(
+        field(Recipe {
+            momentum: 1.0,
+            ..recipe()
+        }),
+        "momentum"
+    );
+    assert_eq!(
+        field(Recipe {
+            weight_decay: f64::NAN,
+            ..recipe()
+        }),
+        "weight_decay"
+    );
+    assert_eq!(
+        field(Recipe {
+            label_smoothing: -0.1,
+            ..recipe()
+        }),
+        "label_smoothing"
+    );
+    let lr = Schedule::Constant { lr: 0.0 };
+    assert_eq!(
+        field(Recipe {
+            schedule: lr,
+            ..recipe()
+        }),
+        "schedule.lr"
+    );
+
+    for eps in [-0.1, f64::NAN] {
+        let attack = Some(TrainingAttack {
+            eps,
+            ..TrainingAttack::default()
+        });
+        let recipe = Recipe { attack, ..recipe() };
+        let error = train(model(), &recipe, &images(40), &device(), None, go_on).unwrap_err();
+        assert!(
+            matches!(error, TrainError::Attack { step: 1, .. }),
+            "{error}"
+        );
+        assert!(error.to_string().contains("eps"), "{error}");
+    }
+    let error = train(model(), &recipe(), &images(7), &device(), None, go_on).unwrap_err();
+    assert!(matches!(
+        error,
+        TrainError::TooFewSamples {
+            samples: 7,
+            batch_size: 8
+        }
+    ));
+
+    let unknown = serde_json::from_str::<Recipe>("{\"epoch\": 3}").unwrap_err();
+    assert!(unknown.to_string().contains("epoch"), "{unknown}");
+    let text = serde_json::to_string(&recipe()).unwrap();
+    assert_eq!(serde_json::from_str::<Recipe>(&text).unwrap(), recipe());
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_the_training() {
+    let recipe = Recipe {
+        schedule: Schedule::Constant { lr: 1e30 },
+        ..recipe()
+    };
+    let error = train(model(), &recipe, &images(40), &device(), None, go_on).unwrap_err();
+    // The attack or the loss meets the first infinity.
+    assert!(
+        matches!(
+            error,
+            TrainError::Diverged { .. } | TrainError::Attack { .. }
+        ),
+        "{error}"
+    );
+}
+
+#[test]
+fn bad_checkpoints_are_told_apart_and_left_alone() {
+    let data = images(40);
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoints = Checkpoints::open(folder.path()).unwrap();
+    let stop = |_: &Progress| ControlFlow::Break(());
+    let run = |model: Model, recipe: &Recipe, start| {
+        train(
+            model,
+            recipe,
+            &data,
+            &device(),
+            Some((&checkpoints, start)),
+            stop,
+        )
+    };
+    run(model(), &recipe(), Start::Fresh).unwrap();
+    let first = checkpoints.latest().unwrap().unwrap();
+
+    let occupied = run(model(), &recipe(), Start::Fresh).unwrap_err();
+    assert!(matches!(
+        occupied,
+        TrainError::Checkpoint(CheckpointError::Occupied { .. })
+    ));
+    let other = run(
+        model(),
+        &Recipe {
+            seed: 5,
+            ..recipe()
+        },
+        Start::Resume,
+    )
+    .unwrap_err();
+    assert!(matches!(
+        other,
+        TrainError::Checkpoint(CheckpointError::OtherRun { .. })
+    ));
+    let larger = config().with_classes(4).init(0, &device());
+    let larger = Normalized::to_plus_minus_one(larger, 1);
+    let other = run(larger, &recipe(), Start::Resume).unwrap_err();
+    assert!(
+        matches!(
+            other,
+            TrainError::Checkpoint(CheckpointError::OtherModel { .. })
+        ),
+        "{other}"
+    );
+
+    // Truncated, flipped, and text that is no JSON.
+    for (file, damage) in [
+        (
+            "model.bpk",
+            (|bytes| bytes.truncate(bytes.len() / 2)) as fn(&mut Vec<u8>),
+        ),
+        ("optimizer.bpk", |bytes| bytes[100] ^= 1),
+        ("state.json", |bytes| bytes.truncate(10)),
+    ] {
+        let path = first.join(file);
+        let good = fs::read(&path).unwrap();
+        let mut bad = good.clone();
+        damage(&mut bad);
+        fs::write(&path, bad).unwrap();
+        let error = run(model(), &recipe(), Start::Resume).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                TrainError::Checkpoint(CheckpointError::Damaged { .. })
+            ),
+            "{file}: {error}"
+        );
+        assert!(error.to_string().contains(file), "{error}");
+        fs::write(&path, good).unwrap();
+    }
+
+    let resumed = run(model(), &recipe(), Start::Resume).unwrap();
+    assert_eq!(resumed.progress.step, 2);
+
+    fs::write(folder.path().join("kept"), "a file").unwrap();
+    let blocked = folder.path().join("kept").join("below a file");
+    let error = Checkpoints::open(&blocked).unwrap_err();
+    assert!(matches!(error, CheckpointError::Write { .. }), "{error}");
+    assert!(error.to_string().contains("below a file"), "{error}");
+}
+
+#[test]
+fn a_checkpoint_that_cannot_be_written_leaves_the_one_before() {
+    let data = images(40);
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoints = Checkpoints::open(folder.path()).unwrap();
+    // A file where a checkpoint must be.
+    fs::write(folder.path().join("checkpoint-00000010"), "in the way").unwrap();
+    let place = Some((&checkpoints, Start::Resume));
+    let error = train(model(), &recipe(), &data, &device(), place, go_on).unwrap_err();
+    assert!(
+        matches!(error, TrainError::Checkpoint(CheckpointError::Read { .. })),
+        "{error}"
+    );
+    fs::remove_file(folder.path().join("checkpoint-00000010")).unwrap();
+
+    let block = |progress: &Progress| {
+        if progress.step == 9 {
+            fs::write(folder.path().join("checkpoint-00000010"), "in the way").unwrap();
+        }
+        ControlFlow::Continue(())
+    };
+    let error = train(model(), &recipe(), &data, &device(), place, block).unwrap_err();
+    assert!(
+        matches!(error, TrainError::Checkpoint(CheckpointError::Write { .. })),
+        "{error}"
+    );
+    assert!(
+        folder
+            .path()
+            .join("checkpoint-00000005")
+            .join("state.json")
+            .exists()
+    );
+    let left: Vec<_> = fs::read_dir(folder.path()).unwrap().collect();
+    assert_eq!(left.len(), 2, "no drafts are left behind: {left:?}");
+    fs::remove_file(folder.path().join("checkpoint-00000010")).unwrap();
+    let resumed = train(model(), &recipe(), &data, &device(), place, go_on).unwrap();
+    assert!(resumed.is_finished());
+}

@@ -1,0 +1,44 @@
+//! Result files.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+/// A result file that cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write {}: {source}; check the disk and the permissions, or choose another place", path.display())]
+pub(crate) struct WriteError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// Writes beside the file and renames, so that an older file survives a failure.
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), WriteError> {
+    let draft = draft(path);
+    fs::write(&draft, bytes)
+        .and_then(|()| fs::rename(&draft, path))
+        .map_err(|source| WriteError {
+            path: path.to_owned(),
+            source,
+        })
+}
+
+/// Finds out before hours of work whether [`write`] will have a place to write to. Makes the folder.
+pub(crate) fn check_writable(path: &Path) -> Result<(), WriteError> {
+    let draft = draft(path);
+    path.parent()
+        .map_or(Ok(()), fs::create_dir_all)
+        .and_then(|()| fs::write(&draft, b""))
+        .and_then(|()| fs::remove_file(&draft))
+        .map_err(|source| WriteError {
+            path: path.to_owned(),
+            source,
+        })
+}
+
+fn draft(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".draft");
+    name.into()
+}
