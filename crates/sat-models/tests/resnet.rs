@@ -2,6 +2,7 @@
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Distribution, Gradients, Tensor};
+use sat_core::{Curve, Gradient};
 use sat_models::{
     ConfigError, Initialization, ModelName, ResNet, ResNetConfig, StageConfig, StateDict,
     StemConfig,
@@ -290,6 +291,36 @@ fn the_gradient_of_the_logits_agrees_with_differences() {
             "{i}: {gradient} {slope}"
         );
     }
+}
+
+/// ReLU's values with another gradient: the logits stay, the gradient of the input changes.
+#[test]
+fn a_probe_changes_the_gradient_alone() {
+    let device = Device::flex();
+    let relu = tiny()
+        .with_activation("relu".parse().unwrap())
+        .init(0, &device);
+    let probe = relu
+        .clone()
+        .with_gradient(Gradient::Of(Curve::ParametricSoftplus(10.0)));
+    let x = images([2, 1, 9, 9], &device);
+    let pass = |model: &ResNet| {
+        let leaf = x.clone().autodiff().require_grad();
+        let logits = model.valid().forward(leaf.clone());
+        let grads = logits.clone().sum().backward();
+        (
+            logits.inner().into_data(),
+            leaf.grad(&grads).unwrap().into_data(),
+        )
+    };
+    let ((logits, gradient), (probe_logits, probe_gradient)) = (pass(&relu), pass(&probe));
+    assert_eq!(logits, probe_logits);
+    assert_ne!(gradient, probe_gradient);
+    // The same probe by name.
+    let named = tiny()
+        .with_activation("relu~psoftplus:10".parse().unwrap())
+        .init(0, &device);
+    assert_eq!(pass(&named).1, probe_gradient);
 }
 
 #[test]
