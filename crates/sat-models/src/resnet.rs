@@ -320,6 +320,10 @@ impl ResNet {
 
     /// Sets the gradient curve of every activation and leaves their values as they are: the probe of
     /// gradient quality in Xie et al. 2020.
+    ///
+    /// # Panics
+    ///
+    /// If a parameter of the curve is not finite and positive.
     pub fn with_gradient(mut self, gradient: Gradient) -> Self {
         self.act1 = self.act1.with_gradient(gradient);
         self.stages = self

@@ -73,7 +73,8 @@ pub enum WeightsError {
         /// The cause.
         source: io::Error,
     },
-    /// The file cannot be written. A file that was there before is unchanged.
+    /// The file cannot be written. At its path is what was there before or, if only the folder
+    /// could not be flushed to the disk, the whole new file.
     #[error("cannot write weights to `{}`: {source}", path.display())]
     Write {
         /// The file.
@@ -145,9 +146,12 @@ pub enum WeightsError {
         /// The tensor.
         tensor: String,
         /// The cause.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: AnyError,
     },
 }
+
+/// The cause of a [`WeightsError::Device`].
+type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A tensor whose shape in the file is not the model's.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -173,13 +177,13 @@ fn listed(what: &str, items: &[impl ToString]) -> String {
 ///
 /// Names and layouts are PyTorch's; a learnable activation parameter is under the name of its site,
 /// such as `layer1.0.act1.b`. The bytes depend only on the values and on `metadata`. They go to a
-/// temporary file in the same folder that then takes the place of `path`, so that `path` never
-/// holds part of a file.
+/// temporary file in the same folder that then takes the place of `path`: whatever fails, `path`
+/// never holds part of a file, and an old file there is not lost.
 ///
 /// # Errors
 ///
 /// [`Write`](WeightsError::Write), [`NonFinite`](WeightsError::NonFinite) or
-/// [`Device`](WeightsError::Device). A file that was at `path` before is then unchanged.
+/// [`Device`](WeightsError::Device).
 pub fn save_safetensors<M: StateDict>(
     model: &M,
     path: impl AsRef<Path>,
@@ -212,8 +216,8 @@ pub fn save_safetensors<M: StateDict>(
                 });
             }
         };
-        check_finite(path, &tensor, &values)?;
         let values = slot.layout.swap(values, &slot.burn_shape);
+        check_finite(path, &tensor, &values)?;
         for value in values {
             out.write_all(&value.to_le_bytes()).map_err(failed)?;
         }
@@ -457,7 +461,7 @@ struct Slot {
     layout: Layout,
     role: Role,
     autodiff: bool,
-    read: Box<dyn FnOnce() -> Result<Vec<f32>, Box<dyn std::error::Error + Send + Sync>>>,
+    read: Box<dyn FnOnce() -> Result<Vec<f32>, AnyError>>,
 }
 
 #[derive(Clone, Copy, PartialEq)]

@@ -1,6 +1,8 @@
 //! A PyTorch checkpoint with known answers. The files are not part of this repository: they are
 //! looked for in the folder named by `SAT_SHARED`, else in `shared` beside the repository.
 
+#![allow(clippy::unwrap_used)] // also outside functions marked as tests
+
 use std::fs;
 use std::path::PathBuf;
 

@@ -1,7 +1,10 @@
 //! Networks: sizes, initialisation, gradients, BatchNorm.
 
+#![allow(clippy::unwrap_used)] // also outside functions marked as tests
+
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, Distribution, Gradients, Tensor};
+use sat_core::{Curve, Gradient};
 use sat_models::{
     ConfigError, Initialization, ModelName, ResNet, ResNetConfig, StageConfig, StateDict,
     StemConfig,
@@ -292,6 +295,36 @@ fn the_gradient_of_the_logits_agrees_with_differences() {
     }
 }
 
+/// ReLU's values with another gradient: the logits stay, the gradient of the input changes.
+#[test]
+fn a_probe_changes_the_gradient_alone() {
+    let device = Device::flex();
+    let relu = tiny()
+        .with_activation("relu".parse().unwrap())
+        .init(0, &device);
+    let probe = relu
+        .clone()
+        .with_gradient(Gradient::Of(Curve::ParametricSoftplus(10.0)));
+    let x = images([2, 1, 9, 9], &device);
+    let pass = |model: &ResNet| {
+        let leaf = x.clone().autodiff().require_grad();
+        let logits = model.valid().forward(leaf.clone());
+        let grads = logits.clone().sum().backward();
+        (
+            logits.inner().into_data(),
+            leaf.grad(&grads).unwrap().into_data(),
+        )
+    };
+    let ((logits, gradient), (probe_logits, probe_gradient)) = (pass(&relu), pass(&probe));
+    assert_eq!(logits, probe_logits);
+    assert_ne!(gradient, probe_gradient);
+    // The same probe by name.
+    let named = tiny()
+        .with_activation("relu~psoftplus:10".parse().unwrap())
+        .init(0, &device);
+    assert_eq!(pass(&named).1, probe_gradient);
+}
+
 #[test]
 fn attacking_valid_leaves_the_statistics_alone() {
     let device = Device::flex().autodiff();
@@ -312,8 +345,8 @@ fn in_inference_an_image_does_not_see_its_batch() {
     let device = Device::flex();
     let model = tiny().init(0, &device);
     let pair = images([2, 1, 9, 9], &device);
-    let one = model.forward(pair.clone().slice([0..1]));
-    let two = model.forward(pair).slice([0..1]);
+    let one = model.forward(pair.clone().narrow(0, 0, 1));
+    let two = model.forward(pair).narrow(0, 0, 1);
     one.into_data()
         .assert_approx_eq::<f32>(&two.into_data(), Default::default());
 }

@@ -1,5 +1,7 @@
 //! Weights files: round trips, strictness, damage.
 
+#![allow(clippy::unwrap_used)] // also outside functions marked as tests
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
