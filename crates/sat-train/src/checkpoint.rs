@@ -165,8 +165,9 @@ impl Checkpoints {
                 .map_err(failed(&file))?;
             Ok(sha256(bytes))
         };
+        // `valid` folds in updates of BatchNorm's statistics that a record would not see yet.
         let weights = model
-            .clone()
+            .valid()
             .into_record()
             .into_bytes()
             .map_err(refused(&path))?;

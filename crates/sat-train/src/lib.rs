@@ -20,7 +20,7 @@
 //! let names = vec!["dark".to_owned(), "light".to_owned()];
 //! let pixels = [vec![20; 8 * 64], vec![220; 8 * 64]].concat();
 //! let labels = [vec![0; 8], vec![1; 8]].concat();
-//! let data = ImageSet::new(pixels, labels, [1, 8, 8], names)?;
+//! let data = ImageSet::new(pixels, [1, 8, 8], labels, names)?;
 //!
 //! let recipe = Recipe { epochs: 2, batch_size: 4, ..Recipe::default() };
 //! let trained = train(model, &recipe, &data, &device, None, |progress| {
