@@ -1,2 +1,2 @@
 //! WIP
-fn main() {}
+fn main(){}
