@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 //! Robust accuracy of a network on a data set: clean, FGSM or PGD, with a record for each sample.
 //!
 //! `cargo run --release --example evaluate -- --model resnet20 --activation silu --weights W.safetensors
@@ -356,3 +357,7 @@ fn names(arguments: &Arguments) -> Result<(ModelName, ActivationConfig), Failure
         },
     ))
 }
+=======
+//! WIP
+fn main(){}
+>>>>>>> helper-c

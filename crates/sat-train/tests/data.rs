@@ -1,8 +1,10 @@
 //! Data sets: readers on files made here, every error, order, and batches.
 
+// Clippy's exception for tests does not cover the helper functions between them.
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::io::Write;
-use std::path::Path;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -386,6 +388,8 @@ fn cifar_folder_of_something_else() {
 
 #[cfg(feature = "images")]
 mod images {
+    use std::path::Path;
+
     use image::{Rgb, RgbImage};
     use sat_train::data::image_tree;
 

@@ -1,7 +1,7 @@
 //! The IDX format of MNIST: a magic number and the dimensions as big-endian `u32`, then bytes.
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::source::{check_size, open, read_exactly, read_up_to};
 use super::{DataError, ImageSet, Split};
@@ -84,7 +84,7 @@ pub(super) fn fashion_mnist_from_memory(
     images: &[u8],
     labels: &[u8],
 ) -> Result<ImageSet, DataError> {
-    let path = |what| PathBuf::from(format!("{origin}/{what}"));
+    let path = |what| std::path::PathBuf::from(format!("{origin}/{what}"));
     let mut image_reader = flate2::read::GzDecoder::new(images);
     let mut label_reader = flate2::read::GzDecoder::new(labels);
     read(
