@@ -3,6 +3,11 @@
 //! The data lie outside the repository: set `SAT_SHARED` to the folder that holds `golden/`, or
 //! the test prints why it skips.
 #![cfg(feature = "flex")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+#![allow(
+    clippy::single_range_in_vec_init,
+    reason = "Burn's slice takes arrays of ranges"
+)]
 
 use std::fs;
 use std::ops::ControlFlow;

@@ -171,9 +171,9 @@ fn a_sample_does_not_notice_its_neighbours() {
             let goal = Goal::untargeted(classes.clone());
             let together = run(&attack, &victim, &x, &goal, &threat);
             assert!(together.fooled() > 0 && together.robust() > 0);
-            for sample in 0..6 {
+            for (sample, &class) in classes.iter().enumerate() {
                 let alone = x.clone().slice([sample..sample + 1]);
-                let goal = Goal::untargeted([classes[sample]]).numbered_from(sample as u64);
+                let goal = Goal::untargeted([class]).numbered_from(sample as u64);
                 let alone = run(&attack, &victim, &alone, &goal, &threat);
                 let row = together.images.clone().slice([sample..sample + 1]);
                 let difference = (row - alone.images).abs().max().into_scalar::<f32>();
@@ -282,12 +282,9 @@ fn targeted_attacks_raise_the_target() {
     for threat in [ThreatModel::linf(0.2), ThreatModel::l2(1.0)] {
         let adv = run(&Pgd::default().steps(20), &victim, &x, &goal, &threat);
         assert!(adv.fooled() > 0);
-        for sample in 0..8 {
+        for (sample, &target) in targets.iter().enumerate() {
             assert!(adv.loss[sample] < clean.loss[sample]);
-            assert_eq!(
-                adv.success[sample],
-                adv.predictions[sample] == targets[sample]
-            );
+            assert_eq!(adv.success[sample], adv.predictions[sample] == target);
         }
     }
 }
