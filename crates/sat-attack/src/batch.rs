@@ -39,12 +39,16 @@ impl Batch {
         }
         let ball = Ball::new(images, threat)?;
         let device = ball.centre().device();
+        // Labels that no device integer holds are refused by `check_classes`, before this tensor
+        // is used.
+        let clip = |label: &i64| (*label).clamp(0, i64::from(i32::MAX));
+        let indices = goal.classes.iter().map(clip).collect();
         Ok(Self {
             ball,
             positions: (0..count).collect(),
             samples: (goal.first..).take(count).collect(),
             aim: goal.aim,
-            class_tensor: int_tensor(goal.classes.clone(), &device),
+            class_tensor: int_tensor(indices, &device),
             classes: goal.classes,
         })
     }

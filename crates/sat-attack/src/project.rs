@@ -20,6 +20,7 @@ pub struct Ball {
 }
 
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "there is one per batch")]
 enum Region {
     /// Per pixel `max(x - eps, lower)` and `min(x + eps, upper)`, rounded once.
     Linf {
