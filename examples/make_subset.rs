@@ -32,22 +32,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for (split, prefix, per_class) in [(Split::Train, "train", 600), (Split::Test, "t10k", 100)] {
         let set = first_per_class(&fashion_mnist(&args.source, split)?, per_class);
         let images: Vec<u8> = (0..set.len()).flat_map(|i| set.image(i)).copied().collect();
-        let labels: Vec<u8> = set
-            .labels()
-            .iter()
-            .map(|&label| u8::try_from(label))
-            .collect::<Result<_, _>>()?;
+        let labels: Vec<u8> =
+            set.labels().iter().map(|&label| u8::try_from(label)).collect::<Result<_, _>>()?;
         let count = u32::try_from(set.len())?;
         write_idx(
             &args.out.join(format!("{prefix}-images-idx3-ubyte.gz")),
             &[count, 28, 28],
             &images,
         )?;
-        write_idx(
-            &args.out.join(format!("{prefix}-labels-idx1-ubyte.gz")),
-            &[count],
-            &labels,
-        )?;
+        write_idx(&args.out.join(format!("{prefix}-labels-idx1-ubyte.gz")), &[count], &labels)?;
     }
     Ok(())
 }
@@ -66,9 +59,7 @@ fn first_per_class(set: &ImageSet, per_class: usize) -> ImageSet {
 
 fn write_idx(path: &Path, dims: &[u32], data: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
     // No file name, no time and a fixed operating system in the header.
-    let mut out = GzBuilder::new()
-        .operating_system(255)
-        .write(Vec::new(), Compression::best());
+    let mut out = GzBuilder::new().operating_system(255).write(Vec::new(), Compression::best());
     for word in std::iter::once(0x0800 | u32::try_from(dims.len())?).chain(dims.iter().copied()) {
         out.write_all(&word.to_be_bytes())?;
     }

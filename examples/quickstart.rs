@@ -89,10 +89,7 @@ enum QuickstartError {
     #[error("cannot read {}: {source}", path.display())]
     Read { path: PathBuf, source: io::Error },
     #[error("{} is damaged: {source}; delete it to train again", path.display())]
-    Damaged {
-        path: PathBuf,
-        source: serde_json::Error,
-    },
+    Damaged { path: PathBuf, source: serde_json::Error },
     #[error("--{0} is empty; give at least one")]
     Nothing(&'static str),
     #[error("--{flag} names {value} twice")]
@@ -149,10 +146,8 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     check_list("activations", &arguments.activations)?;
     check_list("seeds", &arguments.seeds)?;
     let device = arguments.device.open()?;
-    let (mut train_set, mut test_set) = (
-        builtin_fashion_mnist(Split::Train)?,
-        builtin_fashion_mnist(Split::Test)?,
-    );
+    let (mut train_set, mut test_set) =
+        (builtin_fashion_mnist(Split::Train)?, builtin_fashion_mnist(Split::Test)?);
     let epochs = if arguments.quick { 3 } else { arguments.epochs };
     if arguments.quick {
         (train_set, test_set) = (train_set.take(3000), test_set.take(500));
@@ -165,9 +160,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
             activation,
             recipe: recipe(arguments, epochs, seed),
             network: network(&train_set).with_activation(activation),
-            folder: arguments
-                .out
-                .join(format!("{}-seed{seed}", file_name(activation))),
+            folder: arguments.out.join(format!("{}-seed{seed}", file_name(activation))),
             train_set: &train_set,
             test_set: &test_set,
             device: &device,
@@ -193,10 +186,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
 
     print_table(&outcomes, arguments, test_set.len());
-    let title = format!(
-        "Fashion-MNIST, trained at eps {}, PGD-{TABLE_STEPS}",
-        arguments.eps
-    );
+    let title = format!("Fashion-MNIST, trained at eps {}, PGD-{TABLE_STEPS}", arguments.eps);
     let plot = arguments.out.join("accuracy_vs_eps.png");
     accuracy_vs_eps(&plot, &title, &curves(&outcomes))?;
     let picture = arguments.out.join("adversarial_images.png");
@@ -218,28 +208,16 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         job.checkpoints()?.clear()?;
     }
     let seconds = started.elapsed().as_secs();
-    println!(
-        "\n{}\n{}\n{}",
-        report.display(),
-        plot.display(),
-        picture.display()
-    );
+    println!("\n{}\n{}\n{}", report.display(), plot.display(), picture.display());
     println!("took {} min {} s", seconds / 60, seconds % 60);
     Ok(())
 }
 
 /// A ResNet-8 on images of 14 x 14 after a strided stem.
 fn network(data: &ImageSet) -> ResNetConfig {
-    let stage = |channels, stride| StageConfig {
-        channels,
-        blocks: 1,
-        stride,
-    };
+    let stage = |channels, stride| StageConfig { channels, blocks: 1, stride };
     ResNetConfig {
-        stem: StemConfig {
-            channels: 16,
-            stride: 2,
-        },
+        stem: StemConfig { channels: 16, stride: 2 },
         stages: vec![stage(16, 1), stage(32, 2), stage(64, 2)],
         ..ResNetConfig::resnet20()
     }
@@ -401,27 +379,15 @@ impl Job<'_> {
     }
 
     fn evaluate(&self, victim: &Victim<'_>, set: &ImageSet, eps: f64) -> Result<Report, Failure> {
-        let batches = set
-            .batches(TEST_BATCH)
-            .map(|indices| set.batch(&indices, self.device));
+        let batches = set.batches(TEST_BATCH).map(|indices| set.batch(&indices, self.device));
         let threat = ThreatModel::linf(eps);
-        let report = evaluate(victim, &table_attack(), batches, &threat, |_| {
-            stop_requested()
-        })?;
-        if report.complete {
-            Ok(report)
-        } else {
-            Err(QuickstartError::Stopped.into())
-        }
+        let report = evaluate(victim, &table_attack(), batches, &threat, |_| stop_requested())?;
+        if report.complete { Ok(report) } else { Err(QuickstartError::Stopped.into()) }
     }
 }
 
 fn stop_requested() -> ControlFlow<()> {
-    if STOP.load(Ordering::SeqCst) {
-        ControlFlow::Break(())
-    } else {
-        ControlFlow::Continue(())
-    }
+    if STOP.load(Ordering::SeqCst) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
 }
 
 fn check_list<T: PartialEq + ToString>(
@@ -433,10 +399,7 @@ fn check_list<T: PartialEq + ToString>(
     }
     for (i, value) in values.iter().enumerate() {
         if values[..i].contains(value) {
-            return Err(QuickstartError::Twice {
-                flag,
-                value: value.to_string(),
-            });
+            return Err(QuickstartError::Twice { flag, value: value.to_string() });
         }
     }
     Ok(())
@@ -451,10 +414,7 @@ fn file_name(activation: ActivationConfig) -> String {
 fn by_activation(outcomes: &[Outcome]) -> Vec<(ActivationConfig, Vec<&Outcome>)> {
     let mut groups: Vec<(ActivationConfig, Vec<&Outcome>)> = Vec::new();
     for outcome in outcomes {
-        match groups
-            .iter_mut()
-            .find(|(activation, _)| *activation == outcome.activation)
-        {
+        match groups.iter_mut().find(|(activation, _)| *activation == outcome.activation) {
             Some((_, group)) => group.push(outcome),
             None => groups.push((outcome.activation, vec![outcome])),
         }
@@ -482,17 +442,10 @@ fn print_table(outcomes: &[Outcome], arguments: &Arguments, images: usize) {
     println!(
         "\n{images} test images, Linf, eps {}; accuracy in per cent{}\n",
         arguments.eps,
-        if arguments.seeds.len() > 1 {
-            ", mean ± standard deviation over seeds"
-        } else {
-            ""
-        }
+        if arguments.seeds.len() > 1 { ", mean ± standard deviation over seeds" } else { "" }
     );
     let robust = format!("PGD-{TABLE_STEPS}");
-    println!(
-        "| {:<24} | {:>12} | {robust:>12} | {:>10} |",
-        "activation", "clean", "training s"
-    );
+    println!("| {:<24} | {:>12} | {robust:>12} | {:>10} |", "activation", "clean", "training s");
     println!("|{:-<26}|{:->13}:|{:->13}:|{:->11}:|", "", "", "", "");
     for (activation, group) in by_activation(outcomes) {
         let column = |figure: fn(&Outcome) -> f64| -> Vec<f64> {
@@ -522,9 +475,7 @@ fn curves(outcomes: &[Outcome]) -> Vec<Series> {
         Series {
             name: activation.to_string(),
             eps: points.clone().map(|i| group[0].curve[i].0).collect(),
-            accuracy: points
-                .map(|i| mean(group.iter().map(|o| o.curve[i].1)))
-                .collect(),
+            accuracy: points.map(|i| mean(group.iter().map(|o| o.curve[i].1))).collect(),
         }
     };
     by_activation(outcomes).into_iter().map(series).collect()
@@ -535,12 +486,7 @@ fn draw_picture(path: &Path, arguments: &Arguments, jobs: &[Job<'_>]) -> Result<
     let test_set = jobs[0].test_set;
     // The first image of each of the first classes.
     let indices: Vec<usize> = (0..test_set.classes().min(PICTURE_IMAGES))
-        .filter_map(|class| {
-            test_set
-                .labels()
-                .iter()
-                .position(|l| usize::from(*l) == class)
-        })
+        .filter_map(|class| test_set.labels().iter().position(|l| usize::from(*l) == class))
         .collect();
     let (images, labels) = test_set.batch(&indices, jobs[0].device);
     let pixels = |images: burn::tensor::Tensor<4>| -> Result<Vec<Vec<f32>>, Failure> {
@@ -549,10 +495,7 @@ fn draw_picture(path: &Path, arguments: &Arguments, jobs: &[Job<'_>]) -> Result<
         Ok(values.chunks(size).map(<[f32]>::to_vec).collect())
     };
     let mut columns = Vec::new();
-    for job in jobs
-        .iter()
-        .filter(|job| job.recipe.seed == arguments.seeds[0])
-    {
+    for job in jobs.iter().filter(|job| job.recipe.seed == arguments.seeds[0]) {
         let model = load_safetensors(job.network.init(0, job.device), job.weights())?;
         let model = Normalized::to_plus_minus_one(model, test_set.channels()).valid();
         let victim = Victim::new(&model);
@@ -568,15 +511,9 @@ fn draw_picture(path: &Path, arguments: &Arguments, jobs: &[Job<'_>]) -> Result<
         });
     }
     let sample = |(image, &label)| Sample { image, label };
-    let samples: Vec<Sample> = pixels(images)?
-        .into_iter()
-        .zip(&labels)
-        .map(sample)
-        .collect();
-    let title = format!(
-        "PGD-{TABLE_STEPS} at eps {} on adversarially trained models",
-        arguments.eps
-    );
+    let samples: Vec<Sample> = pixels(images)?.into_iter().zip(&labels).map(sample).collect();
+    let title =
+        format!("PGD-{TABLE_STEPS} at eps {} on adversarially trained models", arguments.eps);
     picture_grid(
         path,
         &Grid {

@@ -4,10 +4,7 @@
 //! the test prints why it skips.
 #![cfg(feature = "flex")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
-#![allow(
-    clippy::single_range_in_vec_init,
-    reason = "Burn's slice takes arrays of ranges"
-)]
+#![allow(clippy::single_range_in_vec_init, reason = "Burn's slice takes arrays of ranges")]
 
 use std::fs;
 use std::ops::ControlFlow;
@@ -83,9 +80,7 @@ impl Weights<'_> {
         let weight = self.tensor::<4>(&format!("{name}.weight"));
         let [outputs, inputs, height, width] = weight.dims();
         let mut conv = Conv2dConfig::new([inputs, outputs], [height, width])
-            .with_padding(PaddingConfig2d::Explicit(
-                padding, padding, padding, padding,
-            ))
+            .with_padding(PaddingConfig2d::Explicit(padding, padding, padding, padding))
             .init(&self.device);
         conv.weight = Param::from_tensor(weight);
         conv.bias = Some(Param::from_tensor(self.tensor(&format!("{name}.bias"))));
@@ -104,9 +99,7 @@ impl Weights<'_> {
 }
 
 fn pool(size: usize) -> MaxPool2d {
-    MaxPool2dConfig::new([size, size])
-        .with_strides([size, size])
-        .init()
+    MaxPool2dConfig::new([size, size]).with_strides([size, size]).init()
 }
 
 fn golden_folder() -> Option<PathBuf> {
@@ -117,10 +110,7 @@ fn golden_folder() -> Option<PathBuf> {
     if golden.join("mnist_expected.json").is_file() {
         return Some(golden);
     }
-    println!(
-        "skipped: no known answers at {} (set SAT_SHARED)",
-        golden.display()
-    );
+    println!("skipped: no known answers at {} (set SAT_SHARED)", golden.display());
     None
 }
 
@@ -140,10 +130,7 @@ fn read_images(golden: &std::path::Path, device: &Device) -> (Tensor<4>, Vec<usi
 fn attack_of(key: &str) -> (Box<dyn Attack>, ThreatModel, Pgd, f64) {
     let parts: Vec<&str> = key.split('_').collect();
     let eps: f64 = parts[2].parse().unwrap();
-    let pgd = Pgd::default()
-        .steps(10)
-        .step_size(eps / 4.0)
-        .random_start(RandomStart::Never);
+    let pgd = Pgd::default().steps(10).step_size(eps / 4.0).random_start(RandomStart::Never);
     let threat = ThreatModel::new(parts[1].parse().unwrap(), eps);
     let tolerance = if parts[1] == "l2" { 1e-3 } else { 1e-4 };
     match parts[0] {
@@ -177,10 +164,7 @@ fn compare(name: &str, victim: &Victim<'_>, expected: &Value, data: (Tensor<4>, 
             if !key.starts_with("fgsm") {
                 let early = pgd.stop_when_fooled();
                 let early = run(victim, &early, &images, &labels, &threat);
-                assert!(
-                    early.robust_correct <= report.robust_correct,
-                    "{name} {key}"
-                );
+                assert!(early.robust_correct <= report.robust_correct, "{name} {key}");
             }
             (report, tolerance)
         };
@@ -192,16 +176,8 @@ fn compare(name: &str, victim: &Victim<'_>, expected: &Value, data: (Tensor<4>, 
             .filter(|record| record.adv_prediction == record.label)
             .map(|record| record.index)
             .collect();
-        println!(
-            "{name} {key}: {} correct, {:.6}",
-            correct.len(),
-            report.adv_ce
-        );
-        assert_eq!(
-            correct.len() as u64,
-            want["correct"].as_u64().unwrap(),
-            "{name} {key}"
-        );
+        println!("{name} {key}: {} correct, {:.6}", correct.len(), report.adv_ce);
+        assert_eq!(correct.len() as u64, want["correct"].as_u64().unwrap(), "{name} {key}");
         if let Some(indices) = want.get("correct_idx") {
             assert_eq!(serde_json::to_value(&correct).unwrap(), *indices, "{key}");
         }
@@ -220,10 +196,7 @@ fn run(
     threat: &ThreatModel,
 ) -> Report {
     let batches = [(images.clone(), labels.to_vec())];
-    evaluate(victim, attack, batches, threat, |_| {
-        ControlFlow::Continue(())
-    })
-    .unwrap()
+    evaluate(victim, attack, batches, threat, |_| ControlFlow::Continue(())).unwrap()
 }
 
 #[test]
@@ -236,40 +209,19 @@ fn attacks_match_torchattacks_on_mnist() {
         serde_json::from_slice(&fs::read(golden.join("mnist_expected.json")).unwrap()).unwrap();
 
     let bytes = fs::read(golden.join("mnist_tiny.safetensors")).unwrap();
-    let weights = Weights {
-        file: SafeTensors::deserialize(&bytes).unwrap(),
-        device: device.clone(),
-    };
-    let tiny = MnistTiny {
-        conv: weights.conv("conv", 0),
-        pool: pool(4),
-        fc: weights.linear("fc"),
-    };
+    let weights =
+        Weights { file: SafeTensors::deserialize(&bytes).unwrap(), device: device.clone() };
+    let tiny = MnistTiny { conv: weights.conv("conv", 0), pool: pool(4), fc: weights.linear("fc") };
     let data = read_images(&golden, &device);
-    compare(
-        "mnist_tiny",
-        &Victim::new(&tiny),
-        &expected["mnist_tiny"],
-        data.clone(),
-    );
+    compare("mnist_tiny", &Victim::new(&tiny), &expected["mnist_tiny"], data.clone());
 
     let bytes = fs::read(golden.join("mnist_cnn.safetensors")).unwrap();
-    let weights = Weights {
-        file: SafeTensors::deserialize(&bytes).unwrap(),
-        device,
-    };
+    let weights = Weights { file: SafeTensors::deserialize(&bytes).unwrap(), device };
     let cnn = MnistCnn {
-        convs: ["c1", "c2", "c3", "c4"]
-            .map(|name| weights.conv(name, 1))
-            .into(),
+        convs: ["c1", "c2", "c3", "c4"].map(|name| weights.conv(name, 1)).into(),
         pool: pool(2),
         d1: weights.linear("d1"),
         d2: weights.linear("d2"),
     };
-    compare(
-        "mnist_cnn",
-        &Victim::new(&cnn),
-        &expected["mnist_cnn"],
-        data,
-    );
+    compare("mnist_cnn", &Victim::new(&cnn), &expected["mnist_cnn"], data);
 }

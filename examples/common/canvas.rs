@@ -70,17 +70,12 @@ pub(crate) fn save_png(
     let mut pixels = RgbImage::new(large.0, large.1);
     {
         let area = BitMapBackend::with_buffer(&mut pixels, large).into_drawing_area();
-        draw(&area)
-            .and_then(|()| area.present())
-            .map_err(|error| PictureError::Draw {
-                path: path.to_owned(),
-                reason: error.to_string(),
-            })?;
+        draw(&area).and_then(|()| area.present()).map_err(|error| PictureError::Draw {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        })?;
     }
-    let failed = |source| PictureError::Save {
-        path: path.to_owned(),
-        source,
-    };
+    let failed = |source| PictureError::Save { path: path.to_owned(), source };
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(|error| failed(error.into()))?;
     }

@@ -63,10 +63,7 @@ const WRONG: RGBColor = RGBColor(0xc6, 0x28, 0x28);
 /// Writes a PNG with a row for each sample and, for each model, the clean image, the perturbation
 /// and the attacked image, under the class that the model predicts (green if right, red if wrong).
 pub(crate) fn picture_grid(path: &Path, grid: &Grid<'_>) -> Result<(), PictureError> {
-    check(grid).map_err(|what| PictureError::BadInput {
-        path: path.to_owned(),
-        what,
-    })?;
+    check(grid).map_err(|what| PictureError::BadInput { path: path.to_owned(), what })?;
     let [_, height, width] = grid.shape;
     let zoom = MIN_CELL.div_ceil(height.max(width));
     let (cell_width, cell_height) = ((width * zoom) as i32, (height * zoom) as i32);
@@ -84,14 +81,7 @@ pub(crate) fn picture_grid(path: &Path, grid: &Grid<'_>) -> Result<(), PictureEr
         for (row, sample) in grid.samples.iter().enumerate() {
             let middle = top + row as i32 * row_height + LABEL_HEIGHT + cell_height / 2;
             let name = &grid.class_names[sample.label];
-            text(
-                area,
-                name,
-                (MARGIN + ROW_LABEL_WIDTH - 14, middle),
-                18,
-                INK,
-                HPos::Right,
-            )?;
+            text(area, name, (MARGIN + ROW_LABEL_WIDTH - 14, middle), 18, INK, HPos::Right)?;
         }
         for (column, model) in grid.models.iter().enumerate() {
             let left = MARGIN + ROW_LABEL_WIDTH + column as i32 * (model_width + MODEL_GAP);
@@ -100,10 +90,7 @@ pub(crate) fn picture_grid(path: &Path, grid: &Grid<'_>) -> Result<(), PictureEr
             text(area, &model.name, heading_at, 21, INK, HPos::Center)?;
             let y = (top - HEADING_HEIGHT + 23) * SCALE;
             let line = [(left * SCALE, y), ((left + model_width) * SCALE, y)];
-            area.draw(&PathElement::new(
-                line,
-                INK.mix(0.35).stroke_width(SCALE as u32),
-            ))?;
+            area.draw(&PathElement::new(line, INK.mix(0.35).stroke_width(SCALE as u32)))?;
             for (left, what) in lefts.into_iter().zip(["clean", "perturbation", "attacked"]) {
                 let at = (left + cell_width / 2, top - HEADING_HEIGHT + 37);
                 text(area, what, at, 15, PALE_INK, HPos::Center)?;
@@ -112,20 +99,9 @@ pub(crate) fn picture_grid(path: &Path, grid: &Grid<'_>) -> Result<(), PictureEr
                 let y = top + row as i32 * row_height;
                 let adversarial = &model.adversarial[row];
                 let predict = |left: i32, predicted: usize| {
-                    let color = if predicted == sample.label {
-                        RIGHT
-                    } else {
-                        WRONG
-                    };
+                    let color = if predicted == sample.label { RIGHT } else { WRONG };
                     let at = (left + cell_width / 2, y + LABEL_HEIGHT / 2 - 1);
-                    text(
-                        area,
-                        &grid.class_names[predicted],
-                        at,
-                        16,
-                        color,
-                        HPos::Center,
-                    )
+                    text(area, &grid.class_names[predicted], at, 16, color, HPos::Center)
                 };
                 predict(lefts[0], model.clean_predictions[row])?;
                 predict(lefts[2], model.adversarial_predictions[row])?;
@@ -146,10 +122,7 @@ pub(crate) fn picture_grid(path: &Path, grid: &Grid<'_>) -> Result<(), PictureEr
             &format!("Perturbation: grey is no change, white +{scale}, black -{scale}."),
         ];
         for (line, text_line) in (0..).zip(caption) {
-            let at = (
-                total_width / 2,
-                total_height - CAPTION_HEIGHT + 18 + 20 * line,
-            );
+            let at = (total_width / 2, total_height - CAPTION_HEIGHT + 18 + 20 * line);
             text(area, text_line, at, 15, PALE_INK, HPos::Center)?;
         }
         Ok(())
@@ -167,48 +140,26 @@ fn check(grid: &Grid<'_>) -> Result<(), String> {
         return Err("no samples or no models".to_owned());
     }
     if !(grid.full_scale.is_finite() && grid.full_scale > 0.0) {
-        return Err(format!(
-            "full scale {} of the perturbation is not above 0",
-            grid.full_scale
-        ));
+        return Err(format!("full scale {} of the perturbation is not above 0", grid.full_scale));
     }
     let count = grid.samples.len();
-    for ModelColumn {
-        name,
-        clean_predictions,
-        adversarial,
-        adversarial_predictions,
-    } in grid.models
+    for ModelColumn { name, clean_predictions, adversarial, adversarial_predictions } in grid.models
     {
-        if [
-            clean_predictions.len(),
-            adversarial.len(),
-            adversarial_predictions.len(),
-        ] != [count; 3]
+        if [clean_predictions.len(), adversarial.len(), adversarial_predictions.len()] != [count; 3]
         {
-            return Err(format!(
-                "{name} does not have {count} predictions and attacked images"
-            ));
+            return Err(format!("{name} does not have {count} predictions and attacked images"));
         }
     }
     let models = || grid.models.iter();
-    let mut images = grid
-        .samples
-        .iter()
-        .map(|s| &s.image)
-        .chain(models().flat_map(|m| &m.adversarial));
+    let mut images =
+        grid.samples.iter().map(|s| &s.image).chain(models().flat_map(|m| &m.adversarial));
     if images.any(|image| image.len() != channels * height * width) {
         return Err(format!("an image is not {channels} x {height} x {width}"));
     }
     let predictions =
         models().flat_map(|m| m.clean_predictions.iter().chain(&m.adversarial_predictions));
     let classes = grid.class_names.len();
-    match grid
-        .samples
-        .iter()
-        .map(|s| &s.label)
-        .chain(predictions)
-        .find(|&&class| class >= classes)
+    match grid.samples.iter().map(|s| &s.label).chain(predictions).find(|&&class| class >= classes)
     {
         Some(class) => Err(format!("class {class} has no name")),
         None => Ok(()),
@@ -223,10 +174,7 @@ fn text(
     color: RGBColor,
     align: HPos,
 ) -> Result<(), DrawError> {
-    let style = (FONT, size * SCALE)
-        .into_font()
-        .color(&color)
-        .pos(Pos::new(align, VPos::Center));
+    let style = (FONT, size * SCALE).into_font().color(&color).pos(Pos::new(align, VPos::Center));
     area.draw(&Text::new(text, (at.0 * SCALE, at.1 * SCALE), style))
 }
 
@@ -245,10 +193,7 @@ fn draw_image(
     let zoom = zoom * SCALE as usize;
     let (left, top) = (left * SCALE, top * SCALE);
     let (right, bottom) = (left + (width * zoom) as i32, top + (height * zoom) as i32);
-    let frame = [
-        (left - SCALE, top - SCALE),
-        (right + SCALE - 1, bottom + SCALE - 1),
-    ];
+    let frame = [(left - SCALE, top - SCALE), (right + SCALE - 1, bottom + SCALE - 1)];
     area.draw(&Rectangle::new(frame, INK.mix(0.25).filled()))?;
     for y in 0..height * zoom {
         for x in 0..width * zoom {
@@ -300,10 +245,8 @@ mod tests {
         let adversarial = vec![0.0, 1.0, 0.5 + 8.0 / 255.0, 0.5 - 8.0 / 255.0];
         draw(&path, vec![0.0, 1.0, 0.5, 0.5], model(adversarial, 1)).unwrap();
         let picture = image::open(&path).unwrap().into_rgb8();
-        let (left, top) = (
-            MARGIN + ROW_LABEL_WIDTH,
-            MARGIN + TITLE_HEIGHT + HEADING_HEIGHT + LABEL_HEIGHT,
-        );
+        let (left, top) =
+            (MARGIN + ROW_LABEL_WIDTH, MARGIN + TITLE_HEIGHT + HEADING_HEIGHT + LABEL_HEIGHT);
         let quarters = |cell: i32| {
             [(0, 0), (1, 0), (0, 1), (1, 1)].map(|(x, y)| {
                 let at = (left + cell * (84 + GAP) + 21 + 42 * x, top + 21 + 42 * y);

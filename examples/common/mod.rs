@@ -34,9 +34,7 @@ pub(crate) enum EpsError {
 /// Parses an eps or a step size, in units of images in `[0, 1]`: `8/255` or `0.03`.
 pub(crate) fn eps(text: &str) -> Result<f64, EpsError> {
     let number = |part: &str| {
-        let value: f64 = part
-            .parse()
-            .map_err(|_| EpsError::NotANumber(part.to_owned()))?;
+        let value: f64 = part.parse().map_err(|_| EpsError::NotANumber(part.to_owned()))?;
         match value {
             _ if !value.is_finite() => Err(EpsError::NotFinite(part.to_owned())),
             _ if value.is_sign_negative() => Err(EpsError::Negative(part.to_owned())),
@@ -51,11 +49,7 @@ pub(crate) fn eps(text: &str) -> Result<f64, EpsError> {
         return Err(EpsError::DivisionByZero(text.to_owned()));
     }
     let value = above / below;
-    if value.is_finite() {
-        Ok(value)
-    } else {
-        Err(EpsError::NotFinite(text.to_owned()))
-    }
+    if value.is_finite() { Ok(value) } else { Err(EpsError::NotFinite(text.to_owned())) }
 }
 
 #[cfg(test)]
@@ -74,9 +68,7 @@ mod tests {
     #[test]
     fn eps_refuses_the_rest() {
         use EpsError::*;
-        for text in [
-            "", "8/", "/255", "8/255/2", "8/255x", "8 / 255", "eight", "0.1 ",
-        ] {
+        for text in ["", "8/", "/255", "8/255/2", "8/255x", "8 / 255", "eight", "0.1 "] {
             assert!(matches!(eps(text), Err(NotANumber(_))), "{text}");
         }
         for text in ["nan", "inf", "1/nan", "inf/2", "1e300/1e-300"] {

@@ -18,10 +18,7 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), WriteError> {
     let draft = draft(path);
     fs::write(&draft, bytes)
         .and_then(|()| fs::rename(&draft, path))
-        .map_err(|source| WriteError {
-            path: path.to_owned(),
-            source,
-        })
+        .map_err(|source| WriteError { path: path.to_owned(), source })
 }
 
 /// Finds out before hours of work whether [`write`] will have a place to write to. Makes the folder.
@@ -31,10 +28,7 @@ pub(crate) fn check_writable(path: &Path) -> Result<(), WriteError> {
         .map_or(Ok(()), fs::create_dir_all)
         .and_then(|()| fs::write(&draft, b""))
         .and_then(|()| fs::remove_file(&draft))
-        .map_err(|source| WriteError {
-            path: path.to_owned(),
-            source,
-        })
+        .map_err(|source| WriteError { path: path.to_owned(), source })
 }
 
 fn draft(path: &Path) -> PathBuf {

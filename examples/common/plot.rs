@@ -32,22 +32,10 @@ pub(crate) fn accuracy_vs_eps(
     title: &str,
     series: &[Series],
 ) -> Result<(), PictureError> {
-    let bad = |what: String| PictureError::BadInput {
-        path: path.to_owned(),
-        what,
-    };
-    for Series {
-        name,
-        eps,
-        accuracy,
-    } in series
-    {
+    let bad = |what: String| PictureError::BadInput { path: path.to_owned(), what };
+    for Series { name, eps, accuracy } in series {
         if eps.len() != accuracy.len() {
-            return Err(bad(format!(
-                "{name}: {} eps, {} accuracies",
-                eps.len(),
-                accuracy.len()
-            )));
+            return Err(bad(format!("{name}: {} eps, {} accuracies", eps.len(), accuracy.len())));
         }
         if !eps.iter().chain(accuracy).all(|v| v.is_finite()) {
             return Err(bad(format!("{name}: a value is not finite")));
@@ -82,13 +70,7 @@ pub(crate) fn accuracy_vs_eps(
             .y_label_formatter(&|v| format!("{v:.0}"))
             .draw()?;
         for (series, color) in series.iter().zip(COLORS.iter().cycle()) {
-            let points = || {
-                series
-                    .eps
-                    .iter()
-                    .zip(&series.accuracy)
-                    .map(|(&x, &y)| (x, 100.0 * y))
-            };
+            let points = || series.eps.iter().zip(&series.accuracy).map(|(&x, &y)| (x, 100.0 * y));
             chart
                 .draw_series(LineSeries::new(points(), color.stroke_width(line_width)))?
                 .label(&series.name)
@@ -125,19 +107,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("new/plot.png");
         let series = |eps: &[f64], accuracy: &[f64]| {
-            [Series {
-                name: "ReLU".into(),
-                eps: eps.to_vec(),
-                accuracy: accuracy.to_vec(),
-            }]
+            [Series { name: "ReLU".into(), eps: eps.to_vec(), accuracy: accuracy.to_vec() }]
         };
         accuracy_vs_eps(&path, "title", &series(&[0.0, 0.1], &[0.9, 0.2])).unwrap();
         assert_eq!(image::image_dimensions(&path).unwrap(), (1000, 640));
-        for bad in [
-            series(&[0.0], &[0.9, 0.2]),
-            series(&[0.1], &[f64::NAN]),
-            series(&[], &[]),
-        ] {
+        for bad in [series(&[0.0], &[0.9, 0.2]), series(&[0.1], &[f64::NAN]), series(&[], &[])] {
             let error = accuracy_vs_eps(&path, "title", &bad).unwrap_err();
             assert!(matches!(error, PictureError::BadInput { .. }), "{error}");
         }

@@ -16,10 +16,7 @@ pub(crate) struct Figures {
 impl std::fmt::Display for Figures {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "loss {:.4}", self.loss)?;
-        for (name, accuracy) in [
-            ("clean", self.clean_accuracy),
-            ("robust", self.robust_accuracy),
-        ] {
+        for (name, accuracy) in [("clean", self.clean_accuracy), ("robust", self.robust_accuracy)] {
             if let Some(accuracy) = accuracy {
                 write!(f, "  {name} {:.1} %", 100.0 * accuracy)?;
             }
@@ -64,11 +61,7 @@ impl Progress {
         // Not inside: the bar is locked while it is suspended.
         let seconds = self.bar.elapsed().as_secs();
         self.bar.suspend(|| {
-            eprintln!(
-                "epoch {}/{}  {figures}  {seconds} s",
-                epoch + 1,
-                self.epochs
-            );
+            eprintln!("epoch {}/{}  {figures}  {seconds} s", epoch + 1, self.epochs);
         });
     }
 
@@ -84,11 +77,7 @@ mod tests {
 
     #[test]
     fn a_run_without_a_terminal_ends() {
-        let figures = Figures {
-            loss: 1.5,
-            clean_accuracy: None,
-            robust_accuracy: None,
-        };
+        let figures = Figures { loss: 1.5, clean_accuracy: None, robust_accuracy: None };
         let progress = Progress::new(2, 3);
         for epoch in 0..2 {
             (1..4).for_each(|step| progress.step(3 * epoch + step, figures));
@@ -100,16 +89,9 @@ mod tests {
 
     #[test]
     fn figures_leave_out_what_was_not_measured() {
-        let mut figures = Figures {
-            loss: 1.5,
-            clean_accuracy: Some(0.875),
-            robust_accuracy: None,
-        };
+        let mut figures = Figures { loss: 1.5, clean_accuracy: Some(0.875), robust_accuracy: None };
         assert_eq!(figures.to_string(), "loss 1.5000  clean 87.5 %");
         figures.robust_accuracy = Some(0.5);
-        assert_eq!(
-            figures.to_string(),
-            "loss 1.5000  clean 87.5 %  robust 50.0 %"
-        );
+        assert_eq!(figures.to_string(), "loss 1.5000  clean 87.5 %  robust 50.0 %");
     }
 }

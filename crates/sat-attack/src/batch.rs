@@ -32,10 +32,7 @@ impl Batch {
     ) -> Result<Self, AttackError> {
         let [count, ..] = images.dims();
         if count > 0 && goal.classes.len() != count {
-            return Err(AttackError::LabelCount {
-                labels: goal.classes.len(),
-                images: count,
-            });
+            return Err(AttackError::LabelCount { labels: goal.classes.len(), images: count });
         }
         let ball = Ball::new(images, threat)?;
         let device = ball.centre().device();
@@ -79,10 +76,7 @@ impl Batch {
     pub(crate) fn start(&self, start: &Tensor<4>) -> Result<Tensor<4>, AttackError> {
         let centre = self.ball.centre();
         if start.dims() != centre.dims() {
-            return Err(AttackError::StartShape {
-                start: start.dims(),
-                images: centre.dims(),
-            });
+            return Err(AttackError::StartShape { start: start.dims(), images: centre.dims() });
         }
         let start = start.clone().without_autodiff().cast(centre.dtype());
         if let Some((sample, value)) = first_non_finite(&start)? {
@@ -116,13 +110,7 @@ pub(crate) struct Oracle<'a> {
 
 impl<'a> Oracle<'a> {
     pub(crate) fn new(victim: &'a Victim<'a>, loss: &'a Loss, dtype: DType) -> Self {
-        Self {
-            victim,
-            loss,
-            dtype,
-            cost: Cost::default(),
-            started: Instant::now(),
-        }
+        Self { victim, loss, dtype, cost: Cost::default(), started: Instant::now() }
     }
 
     /// Logits `[n, classes]` of `images`, which stand for the samples of `batch`.
@@ -202,31 +190,23 @@ impl<'a> Oracle<'a> {
             .map(|(row, &class)| cross_entropy_of(row, class as usize))
             .collect();
         self.cost.seconds = self.started.elapsed().as_secs_f64();
-        Ok(Adversarial {
-            images,
-            success,
-            predictions,
-            loss,
-            cost: self.cost,
-        })
+        Ok(Adversarial { images, success, predictions, loss, cost: self.cost })
     }
 }
 
 /// Refuses a gradient with a NaN or an infinity.
 pub(crate) fn check_gradient(batch: &Batch, gradient: &Tensor<4>) -> Result<(), AttackError> {
     match first_non_finite(gradient)? {
-        Some((row, _)) => Err(AttackError::NonFiniteGradient {
-            sample: batch.positions[row],
-        }),
+        Some((row, _)) => Err(AttackError::NonFiniteGradient { sample: batch.positions[row] }),
         None => Ok(()),
     }
 }
 
 fn read(batch: &Batch, logits: Tensor<2>) -> Result<LogitRows, AttackError> {
     LogitRows::read(logits).map_err(|error| match error {
-        AttackError::NonFiniteLogits { sample: row } => AttackError::NonFiniteLogits {
-            sample: batch.positions[row],
-        },
+        AttackError::NonFiniteLogits { sample: row } => {
+            AttackError::NonFiniteLogits { sample: batch.positions[row] }
+        }
         error => error,
     })
 }
@@ -241,11 +221,7 @@ pub(crate) struct Gallery {
 
 impl Gallery {
     pub(crate) fn new(samples: usize) -> Self {
-        Self {
-            images: Vec::new(),
-            stored: 0,
-            slots: vec![0; samples],
-        }
+        Self { images: Vec::new(), stored: 0, slots: vec![0; samples] }
     }
 
     /// Stores the images at `rows`, of the samples at `rows` of `batch`.

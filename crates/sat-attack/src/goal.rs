@@ -16,12 +16,7 @@ impl From<Vec<usize>> for Labels {
 impl From<&[usize]> for Labels {
     fn from(labels: &[usize]) -> Self {
         // A number beyond i64 is no class of any model: the range check will refuse it.
-        Self(
-            labels
-                .iter()
-                .map(|&label| i64::try_from(label).unwrap_or(i64::MAX))
-                .collect(),
-        )
+        Self(labels.iter().map(|&label| i64::try_from(label).unwrap_or(i64::MAX)).collect())
     }
 }
 
@@ -90,10 +85,6 @@ impl Goal {
     }
 
     fn new(aim: Aim, Labels(classes): Labels) -> Self {
-        Self {
-            aim,
-            classes,
-            first: 0,
-        }
+        Self { aim, classes, first: 0 }
     }
 }

@@ -40,10 +40,7 @@ impl Loss {
     where
         F: Fn(Tensor<2>, Tensor<1, Int>) -> Tensor<1> + Send + Sync + 'static,
     {
-        Loss::Custom(CustomLoss {
-            name: name.into(),
-            function: Arc::new(function),
-        })
+        Loss::Custom(CustomLoss { name: name.into(), function: Arc::new(function) })
     }
 
     /// The name in reports: `cross_entropy`, or the name given to [`Loss::custom`].
@@ -73,11 +70,7 @@ impl Loss {
         if values == images {
             Ok(loss)
         } else {
-            Err(AttackError::LossShape {
-                loss: self.name().to_owned(),
-                values,
-                images,
-            })
+            Err(AttackError::LossShape { loss: self.name().to_owned(), values, images })
         }
     }
 }
@@ -109,10 +102,7 @@ impl Serialize for Loss {
 ///
 /// As Burn's `gather`, when the shapes differ or a class is out of range.
 pub fn cross_entropy(logits: Tensor<2>, classes: Tensor<1, Int>) -> Tensor<1> {
-    log_softmax(widen(logits), 1)
-        .gather(1, classes.unsqueeze_dim(1))
-        .squeeze_dim::<1>(1)
-        .neg()
+    log_softmax(widen(logits), 1).gather(1, classes.unsqueeze_dim(1)).squeeze_dim::<1>(1).neg()
 }
 
 /// Half precision as f32; f32 and f64 as they are.

@@ -163,11 +163,7 @@ impl Pgd {
             if valid {
                 Ok(())
             } else {
-                Err(AttackError::InvalidSetting {
-                    setting,
-                    value,
-                    expected,
-                })
+                Err(AttackError::InvalidSetting { setting, value, expected })
             }
         };
         require(self.steps > 0, "steps", 0.0, "at least 1")?;
@@ -224,11 +220,7 @@ impl Pgd {
             Some(StepSize::OfEps(fraction)) => eps * fraction,
             Some(StepSize::Absolute(size)) => per_sample(vec![size; batch.len()], &eps),
         };
-        Descent {
-            size,
-            decay: self.momentum,
-            velocity: None,
-        }
+        Descent { size, decay: self.momentum, velocity: None }
     }
 
     /// Runs all steps of one restart from `images`. Fooled samples leave for the gallery if early
@@ -294,8 +286,7 @@ impl Attack for Pgd {
             let Some(batch) = open.take() else { break };
             let start = if restart == 0 && self.start.is_some() {
                 // The explicit start covers the whole batch: cut it down to the open samples.
-                self.starting_point(&whole, 0, first)?
-                    .select(0, batch.rows(&batch.positions))
+                self.starting_point(&whole, 0, first)?.select(0, batch.rows(&batch.positions))
             } else {
                 self.starting_point(&batch, restart as u64, first)?
             };

@@ -58,11 +58,7 @@ impl Ball {
             },
             Norm::L2 => Region::L2 { lower, upper },
         };
-        Ok(Self {
-            centre,
-            eps,
-            region,
-        })
+        Ok(Self { centre, eps, region })
     }
 
     /// The clean images `[n, c, h, w]`.
@@ -143,10 +139,9 @@ impl Ball {
             centre: pick(&self.centre),
             eps: pick(&self.eps),
             region: match &self.region {
-                Region::Linf { lower, upper } => Region::Linf {
-                    lower: pick(lower),
-                    upper: pick(upper),
-                },
+                Region::Linf { lower, upper } => {
+                    Region::Linf { lower: pick(lower), upper: pick(upper) }
+                }
                 region => region.clone(),
             },
         }
@@ -161,10 +156,7 @@ pub(crate) fn l2_norm(tensor: Tensor<4>) -> Tensor<4> {
 /// Values `[n, 1, 1, 1]` with the device and the type of `like`.
 pub(crate) fn per_sample(values: Vec<f64>, like: &Tensor<4>) -> Tensor<4> {
     let shape = [values.len(), 1, 1, 1];
-    Tensor::from_data(
-        TensorData::new(values, shape),
-        (&like.device(), like.dtype()),
-    )
+    Tensor::from_data(TensorData::new(values, shape), (&like.device(), like.dtype()))
 }
 
 /// The first NaN or infinity of a batch: its sample and the value.
@@ -188,12 +180,7 @@ fn check_images(images: &Tensor<4>, lower: f64, upper: f64) -> Result<(), Attack
         return Err(AttackError::NonFiniteImage { sample, value });
     }
     match find(images, |value| !(lower..=upper).contains(&value))? {
-        Some((sample, value)) => Err(AttackError::ImageOutOfBounds {
-            sample,
-            value,
-            lower,
-            upper,
-        }),
+        Some((sample, value)) => Err(AttackError::ImageOutOfBounds { sample, value, lower, upper }),
         None => Ok(()),
     }
 }

@@ -75,11 +75,7 @@ pub struct ThreatModel {
 impl ThreatModel {
     /// A ball of radius `eps` in `norm`, bounds `[0, 1]`.
     pub fn new(norm: Norm, eps: f64) -> Self {
-        Self {
-            norm,
-            eps: Eps::Uniform(eps),
-            bounds: (0.0, 1.0),
-        }
+        Self { norm, eps: Eps::Uniform(eps), bounds: (0.0, 1.0) }
     }
 
     /// Every pixel value may change by at most `eps`; bounds `[0, 1]`.
@@ -113,10 +109,9 @@ impl ThreatModel {
         match &self.eps {
             Eps::Uniform(_) => Ok(self.clone()),
             Eps::PerSample(eps) => {
-                let part = eps.get(range.clone()).ok_or(AttackError::EpsCount {
-                    eps: eps.len(),
-                    images: range.end,
-                })?;
+                let part = eps
+                    .get(range.clone())
+                    .ok_or(AttackError::EpsCount { eps: eps.len(), images: range.end })?;
                 Ok(self.clone().eps_per_sample(part.to_vec()))
             }
         }
@@ -131,19 +126,14 @@ impl ThreatModel {
         let valid = |eps: f64| eps.is_finite() && eps >= 0.0;
         match &self.eps {
             Eps::Uniform(eps) if valid(*eps) => Ok(vec![*eps; images]),
-            Eps::Uniform(eps) => Err(AttackError::InvalidEps {
-                eps: *eps,
-                sample: None,
-            }),
-            Eps::PerSample(radii) if radii.len() != images => Err(AttackError::EpsCount {
-                eps: radii.len(),
-                images,
-            }),
+            Eps::Uniform(eps) => Err(AttackError::InvalidEps { eps: *eps, sample: None }),
+            Eps::PerSample(radii) if radii.len() != images => {
+                Err(AttackError::EpsCount { eps: radii.len(), images })
+            }
             Eps::PerSample(radii) => match radii.iter().position(|&eps| !valid(eps)) {
-                Some(sample) => Err(AttackError::InvalidEps {
-                    eps: radii[sample],
-                    sample: Some(sample),
-                }),
+                Some(sample) => {
+                    Err(AttackError::InvalidEps { eps: radii[sample], sample: Some(sample) })
+                }
                 None => Ok(radii.clone()),
             },
         }
@@ -173,10 +163,7 @@ mod tests {
             ));
             assert!(matches!(
                 ThreatModel::l2(0.0).eps_per_sample(vec![0.1, eps]).radii(2),
-                Err(AttackError::InvalidEps {
-                    sample: Some(1),
-                    ..
-                })
+                Err(AttackError::InvalidEps { sample: Some(1), .. })
             ));
         }
         assert!(matches!(
@@ -187,12 +174,7 @@ mod tests {
 
     #[test]
     fn bad_bounds_are_refused() {
-        for (lower, upper) in [
-            (1.0, 0.0),
-            (0.5, 0.5),
-            (f64::NAN, 1.0),
-            (0.0, f64::INFINITY),
-        ] {
+        for (lower, upper) in [(1.0, 0.0), (0.5, 0.5), (f64::NAN, 1.0), (0.0, f64::INFINITY)] {
             assert!(matches!(
                 ThreatModel::linf(0.1).bounds(lower, upper).radii(1),
                 Err(AttackError::InvalidBounds { .. })
@@ -204,9 +186,6 @@ mod tests {
     fn slices_keep_the_order_of_the_radii() {
         let threat = ThreatModel::l2(0.0).eps_per_sample(vec![1.0, 2.0, 3.0]);
         assert_eq!(threat.slice(1..3).unwrap().radii(2).unwrap(), [2.0, 3.0]);
-        assert!(matches!(
-            threat.slice(2..5),
-            Err(AttackError::EpsCount { eps: 3, images: 5 })
-        ));
+        assert!(matches!(threat.slice(2..5), Err(AttackError::EpsCount { eps: 3, images: 5 })));
     }
 }

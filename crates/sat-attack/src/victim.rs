@@ -42,10 +42,7 @@ impl<'a> Victim<'a> {
     /// The caller freezes the model, with `model.valid()`: a model in training mode would update
     /// its BatchNorm statistics during the attack and compute weight gradients for nothing.
     pub fn from_fn(forward: impl Fn(Tensor<4>) -> Tensor<2> + 'a) -> Self {
-        Self {
-            forward: Box::new(forward),
-            normalization: None,
-        }
+        Self { forward: Box::new(forward), normalization: None }
     }
 
     /// Feeds the model `(x - mean) / std`, per channel. Replaces an earlier normalisation.
@@ -57,20 +54,14 @@ impl<'a> Victim<'a> {
     /// Images with another number of channels give [`AttackError::ChannelCount`] when they come.
     pub fn normalize(mut self, mean: &[f64], std: &[f64]) -> Result<Self, AttackError> {
         if mean.len() != std.len() || mean.is_empty() {
-            return Err(AttackError::NormalizationLength {
-                mean: mean.len(),
-                std: std.len(),
-            });
+            return Err(AttackError::NormalizationLength { mean: mean.len(), std: std.len() });
         }
         for (channel, (&mean, &std)) in mean.iter().zip(std).enumerate() {
             if !(mean.is_finite() && std.is_finite() && std > 0.0) {
                 return Err(AttackError::NormalizationValue { channel, mean, std });
             }
         }
-        self.normalization = Some(Normalization {
-            mean: mean.to_vec(),
-            std: std.to_vec(),
-        });
+        self.normalization = Some(Normalization { mean: mean.to_vec(), std: std.to_vec() });
         Ok(self)
     }
 
@@ -113,9 +104,7 @@ impl<'a> Victim<'a> {
             return Err(AttackError::NoGradient);
         }
         let mut gradients = loss.sum().backward();
-        let gradient = leaf
-            .grad_remove(&mut gradients)
-            .ok_or(AttackError::NoGradient)?;
+        let gradient = leaf.grad_remove(&mut gradients).ok_or(AttackError::NoGradient)?;
         Ok((logits.without_autodiff(), gradient))
     }
 
@@ -145,11 +134,7 @@ impl<'a> Victim<'a> {
         let logits = (self.forward)(images);
         let [rows, classes] = logits.dims();
         if rows != count || classes == 0 {
-            return Err(AttackError::LogitsShape {
-                rows,
-                classes,
-                images: count,
-            });
+            return Err(AttackError::LogitsShape { rows, classes, images: count });
         }
         Ok(logits)
     }
@@ -157,9 +142,7 @@ impl<'a> Victim<'a> {
 
 impl fmt::Debug for Victim<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Victim")
-            .field("normalization", &self.normalization)
-            .finish_non_exhaustive()
+        f.debug_struct("Victim").field("normalization", &self.normalization).finish_non_exhaustive()
     }
 }
 
@@ -174,9 +157,7 @@ impl LogitRows {
         let [_, classes] = logits.dims();
         let values = widen(logits).try_into_vec_as::<f32>()?;
         match values.iter().position(|value| !value.is_finite()) {
-            Some(position) => Err(AttackError::NonFiniteLogits {
-                sample: position / classes,
-            }),
+            Some(position) => Err(AttackError::NonFiniteLogits { sample: position / classes }),
             None => Ok(Self { values, classes }),
         }
     }

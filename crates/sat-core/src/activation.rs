@@ -67,9 +67,7 @@ pub struct ActivationConfig {
 impl ActivationConfig {
     /// SmoothReLU with a learnable a = b^2, b = 20 at the start.
     pub const SMOOTH_RELU_LEARNABLE: Self = Self {
-        function: Function::SmoothReluLearnable {
-            start: SMOOTH_RELU_START,
-        },
+        function: Function::SmoothReluLearnable { start: SMOOTH_RELU_START },
         gradient: Gradient::Own,
     };
 
@@ -95,10 +93,7 @@ impl ActivationConfig {
             }
             Function::SmoothReluLearnable { start } => {
                 check(Curve::SmoothRelu(start * start).validate());
-                Some(Param::from_tensor(Tensor::from_floats(
-                    [start as f32],
-                    device,
-                )))
+                Some(Param::from_tensor(Tensor::from_floats([start as f32], device)))
             }
         };
         if let Gradient::Of(curve) = self.gradient {
@@ -116,10 +111,7 @@ impl Default for ActivationConfig {
 
 impl From<Curve> for ActivationConfig {
     fn from(curve: Curve) -> Self {
-        Self {
-            function: Function::Fixed(curve),
-            gradient: Gradient::Own,
-        }
+        Self { function: Function::Fixed(curve), gradient: Gradient::Own }
     }
 }
 
@@ -155,10 +147,7 @@ impl FromStr for Function {
         if start.is_finite() && start > 0.0 {
             Ok(Function::SmoothReluLearnable { start })
         } else {
-            Err(ActivationError::Parameter {
-                activation: SMOOTH_RELU_LEARNABLE,
-                value: start,
-            })
+            Err(ActivationError::Parameter { activation: SMOOTH_RELU_LEARNABLE, value: start })
         }
     }
 }
@@ -177,19 +166,15 @@ impl FromStr for ActivationConfig {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let Some((function, gradient)) = text.split_once('~') else {
-            return Ok(Self {
-                function: text.parse()?,
-                gradient: Gradient::Own,
-            });
+            return Ok(Self { function: text.parse()?, gradient: Gradient::Own });
         };
         match gradient.parse()? {
-            Function::Fixed(curve) => Ok(Self {
-                function: function.parse()?,
-                gradient: Gradient::Of(curve),
-            }),
-            Function::SmoothReluLearnable { .. } => Err(ActivationError::LearnableGradient {
-                name: gradient.into(),
-            }),
+            Function::Fixed(curve) => {
+                Ok(Self { function: function.parse()?, gradient: Gradient::Of(curve) })
+            }
+            Function::SmoothReluLearnable { .. } => {
+                Err(ActivationError::LearnableGradient { name: gradient.into() })
+            }
         }
     }
 }
@@ -244,13 +229,9 @@ impl Activation {
                 let b = b.val();
                 activate_with_parameter(x, b.clone() * b, pair)
             }
-            (Function::Fixed(value), _) => activate(
-                x,
-                Pair {
-                    value,
-                    gradient: self.config.gradient,
-                },
-            ),
+            (Function::Fixed(value), _) => {
+                activate(x, Pair { value, gradient: self.config.gradient })
+            }
             (Function::SmoothReluLearnable { .. }, None) => {
                 unreachable!("a learnable activation is built with its parameter")
             }

@@ -113,9 +113,7 @@ impl DeviceName {
         let attempt = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             let device = open();
             let sum = burn::tensor::Tensor::<1>::ones([2], &device).sum();
-            sum.try_into_data()
-                .map(|_| device)
-                .map_err(|error| format!("{error:?}"))
+            sum.try_into_data().map(|_| device).map_err(|error| format!("{error:?}"))
         }));
         attempt
             .unwrap_or_else(|panic| {
@@ -124,10 +122,7 @@ impl DeviceName {
                     .or_else(|| panic.downcast_ref::<String>().cloned())
                     .unwrap_or_else(|| "the backend panicked".to_owned()))
             })
-            .map_err(|reason| DeviceError::Unavailable {
-                device: self,
-                reason,
-            })
+            .map_err(|reason| DeviceError::Unavailable { device: self, reason })
     }
 }
 

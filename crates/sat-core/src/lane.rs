@@ -74,14 +74,7 @@ fn reduce<const FMA: bool>(x: f32) -> (i32, f32) {
     let r = fma::<FMA>(k, -LN2_LOW, fma::<FMA>(k, -LN2_HIGH, x));
     let q = polynomial::<FMA, 6>(
         r,
-        [
-            0.5,
-            0.166_666_67,
-            0.041_666_467,
-            0.008_333_361,
-            0.001_393_360_4,
-            1.985_780_1e-4,
-        ],
+        [0.5, 0.166_666_67, 0.041_666_467, 0.008_333_361, 0.001_393_360_4, 1.985_780_1e-4],
     );
     let bits = shifted.to_bits().wrapping_sub(ROUND.to_bits()) as i32;
     (bits, fma::<FMA>(r * r, q, r))
@@ -119,16 +112,8 @@ impl<const FMA: bool> Value for Lane<FMA> {
         let k = (bits >> 23) as i32 - 127;
         let fraction = f32::from_bits((bits & 0x007f_ffff) + SQRT_HALF) - 1.0;
         // What rounding 1 + u lost, brought to the scale of f; for k = 0, f = u is exact.
-        let lost = if u < 1.0 {
-            u - (y - 1.0)
-        } else {
-            1.0 - (y - u)
-        };
-        let f = if k == 0 {
-            u
-        } else {
-            fraction + lost * pow2(-k)
-        };
+        let lost = if u < 1.0 { u - (y - 1.0) } else { 1.0 - (y - u) };
+        let f = if k == 0 { u } else { fraction + lost * pow2(-k) };
         let s = f / (2.0 + f);
         let tail = s * s * Self(s * s).atanh_tail().0;
         let k = k as f32;
@@ -152,13 +137,7 @@ impl<const FMA: bool> Value for Lane<FMA> {
         // Relative error of the fit 1e-8 on [0, 1/9].
         Self(polynomial::<FMA, 5>(
             self.0,
-            [
-                0.333_333_34,
-                0.199_998_51,
-                0.142_962_5,
-                0.108_522_66,
-                0.116_167_82,
-            ],
+            [0.333_333_34, 0.199_998_51, 0.142_962_5, 0.108_522_66, 0.116_167_82],
         ))
     }
 
@@ -217,20 +196,12 @@ impl<const FMA: bool> Value for Lane<FMA> {
 
     #[inline(always)]
     fn at_least(self, c: f64) -> Self {
-        if self.0 < c as f32 {
-            Self(c as f32)
-        } else {
-            self
-        }
+        if self.0 < c as f32 { Self(c as f32) } else { self }
     }
 
     #[inline(always)]
     fn at_most(self, c: f64) -> Self {
-        if self.0 > c as f32 {
-            Self(c as f32)
-        } else {
-            self
-        }
+        if self.0 > c as f32 { Self(c as f32) } else { self }
     }
 }
 

@@ -38,11 +38,7 @@ pub fn activate_with_parameter<const D: usize>(
     pair: impl Into<Pair>,
 ) -> Tensor<D> {
     let pair = checked(pair.into());
-    assert_eq!(
-        a.dims(),
-        [1],
-        "the parameter of an activation is a tensor of one element"
-    );
+    assert_eq!(a.dims(), [1], "the parameter of an activation is a tensor of one element");
     assert!(
         pair.value.parameter().is_some(),
         "activation `{}` has no parameter",

@@ -49,10 +49,7 @@ pub(crate) trait Value:
         let e = (-self.clone().abs()).exp();
         let large = Self::lit(1.0) / (Self::lit(1.0) + e.clone());
         let small = e * large.clone();
-        (
-            self.clone().if_positive(large.clone(), small.clone()),
-            self.if_positive(small, large),
-        )
+        (self.clone().if_positive(large.clone(), small.clone()), self.if_positive(small, large))
     }
 
     /// 1 for every number, NaN for NaN.
@@ -79,19 +76,14 @@ impl Value for f64 {
     }
     fn atanh_tail(self) -> Self {
         // 18 terms: (1/9)^18 / 39 is below 2^-60.
-        (0..18)
-            .rev()
-            .fold(0.0, |sum, n| sum * self + 1.0 / (2 * n + 3) as f64)
+        (0..18).rev().fold(0.0, |sum, n| sum * self + 1.0 / (2 * n + 3) as f64)
     }
     fn abs(self) -> Self {
         f64::abs(self)
     }
     fn normal(self) -> (Self, Self) {
         let density = (-0.5 * self * self).exp() * FRAC_1_SQRT_2PI;
-        (
-            0.5 * libm::erfc(-self * core::f64::consts::FRAC_1_SQRT_2),
-            density,
-        )
+        (0.5 * libm::erfc(-self * core::f64::consts::FRAC_1_SQRT_2), density)
     }
     fn if_positive(self, then: Self, otherwise: Self) -> Self {
         if self > 0.0 { then } else { otherwise }

@@ -16,12 +16,7 @@ fn names_round_trip() {
 #[cfg(not(feature = "cuda"))]
 fn a_backend_that_is_not_built_names_its_feature() {
     let error = DeviceName::Cuda.open().unwrap_err();
-    assert_eq!(
-        error,
-        DeviceError::NotBuilt {
-            device: DeviceName::Cuda
-        }
-    );
+    assert_eq!(error, DeviceError::NotBuilt { device: DeviceName::Cuda });
     assert!(error.to_string().contains("--features cuda"), "{error}");
 }
 

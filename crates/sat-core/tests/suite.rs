@@ -203,13 +203,7 @@ const KNOWN: &[(&str, &[(f64, f64, f64, f64)])] = &[
 
 /// The default of every curve, and some other parameters.
 fn curves() -> Vec<Curve> {
-    let others = [
-        "psoftplus:1",
-        "psoftplus:40",
-        "elu:0.5",
-        "celu:2",
-        "smooth-relu:3",
-    ];
+    let others = ["psoftplus:1", "psoftplus:40", "elu:0.5", "celu:2", "smooth-relu:3"];
     let others = others.iter().map(|name| name.parse().unwrap());
     Curve::ALL.iter().copied().chain(others).collect()
 }
@@ -233,16 +227,8 @@ fn reference_agrees_with_independent_values() {
         let curve: Curve = name.parse().unwrap();
         for &(x, value, slope, by_parameter) in *rows {
             let close = |got: f64, want: f64| (got - want).abs() <= 2e-14 * want.abs().max(1e-3);
-            assert!(
-                close(curve.value(x), value),
-                "{name}({x}) = {}",
-                curve.value(x)
-            );
-            assert!(
-                close(curve.derivative(x), slope),
-                "{name}'({x}) = {}",
-                curve.derivative(x)
-            );
+            assert!(close(curve.value(x), value), "{name}({x}) = {}", curve.value(x));
+            assert!(close(curve.derivative(x), slope), "{name}'({x}) = {}", curve.derivative(x));
             let got = curve.parameter_derivative(x);
             assert!(close(got, by_parameter), "d{name}/da at {x} = {got}");
         }
@@ -285,10 +271,7 @@ fn values_and_gradients_agree_with_the_reference() {
                 let at = f64::from(x);
                 let (value, slope) = (error(y, curve.value(at)), error(dx, curve.derivative(at)));
                 assert!(value <= 1e-6, "{device_name} {curve}({x}) = {y}: {value:e}");
-                assert!(
-                    slope <= 1e-6,
-                    "{device_name} {curve}'({x}) = {dx}: {slope:e}"
-                );
+                assert!(slope <= 1e-6, "{device_name} {curve}'({x}) = {dx}: {slope:e}");
             }
         }
     }
@@ -308,16 +291,10 @@ fn tails_are_relatively_accurate_on_flex() {
             let relative = |got: f32, want: f64| (f64::from(got) - want).abs() / want.abs();
             // Below 1e-37 an f32 is subnormal; SiLU and GELU have f' = 0 near -1.28 and -0.75.
             if value.abs() > 1e-36 {
-                assert!(
-                    relative(y, value) < tolerance,
-                    "{curve}({x}) = {y}, not {value}"
-                );
+                assert!(relative(y, value) < tolerance, "{curve}({x}) = {y}, not {value}");
             }
             if slope.abs() > 1e-36 && !(-2.0..-0.5).contains(&x) {
-                assert!(
-                    relative(dx, slope) < tolerance,
-                    "{curve}'({x}) = {dx}, not {slope}"
-                );
+                assert!(relative(dx, slope) < tolerance, "{curve}'({x}) = {dx}, not {slope}");
             }
         }
     }
@@ -325,18 +302,7 @@ fn tails_are_relatively_accurate_on_flex() {
 
 #[test]
 fn ends_and_zero_are_defined() {
-    let x = [
-        -f32::INFINITY,
-        -f32::MAX,
-        -1e30,
-        -1e4,
-        -0.0,
-        0.0,
-        1e4,
-        1e30,
-        f32::MAX,
-        f32::INFINITY,
-    ];
+    let x = [-f32::INFINITY, -f32::MAX, -1e30, -1e4, -0.0, 0.0, 1e4, 1e30, f32::MAX, f32::INFINITY];
     for (device_name, device) in devices() {
         for curve in curves() {
             let (y, dx) = run(&x, curve, &device);
@@ -353,11 +319,7 @@ fn ends_and_zero_are_defined() {
                     assert!((dx[i] - 1.0).abs() < 1e-3, "{at}: {}", dx[i]);
                 } else {
                     assert!(error(y[i], curve.value(0.0)) < 1e-6, "{at}: {}", y[i]);
-                    assert!(
-                        error(dx[i], curve.derivative(0.0)) < 1e-6,
-                        "{at}: {}",
-                        dx[i]
-                    );
+                    assert!(error(dx[i], curve.derivative(0.0)) < 1e-6, "{at}: {}", dx[i]);
                 }
             }
         }
@@ -378,9 +340,7 @@ fn nan_gives_nan() {
 
 #[test]
 fn every_layout_gives_the_same_numbers() {
-    let values: Vec<f32> = (0..2 * 3 * 4 * 5)
-        .map(|i| (i as f32 - 60.0) / 9.0)
-        .collect();
+    let values: Vec<f32> = (0..2 * 3 * 4 * 5).map(|i| (i as f32 - 60.0) / 9.0).collect();
     let layouts: [(&str, fn(Tensor<4>) -> Tensor<4>); 7] = [
         ("plain", |x| x),
         ("permuted", |x| x.permute([0, 2, 3, 1])),
@@ -388,9 +348,7 @@ fn every_layout_gives_the_same_numbers() {
         ("sliced rows", |x| x.slice([1..2, 0..3])),
         ("sliced columns", |x| x.slice([0..2, 1..3, 1..3, 2..4])),
         ("flipped", |x| x.flip([3])),
-        ("expanded", |x| {
-            x.slice([0..1, 0..1, 0..4, 0..5]).expand([2, 3, 4, 5])
-        }),
+        ("expanded", |x| x.slice([0..1, 0..1, 0..4, 0..5]).expand([2, 3, 4, 5])),
     ];
     for (device_name, device) in devices() {
         let whole = || -> Tensor<4> {
@@ -399,10 +357,8 @@ fn every_layout_gives_the_same_numbers() {
         for (layout, view) in layouts {
             for curve in [Curve::Silu, Curve::Elu(1.0)] {
                 let x = view(whole());
-                let want: Vec<f64> = to_vec(x.clone())
-                    .iter()
-                    .map(|x| curve.value((*x).into()))
-                    .collect();
+                let want: Vec<f64> =
+                    to_vec(x.clone()).iter().map(|x| curve.value((*x).into())).collect();
                 let got = activate(x.clone(), curve);
                 assert_eq!(got.dims(), x.dims());
                 for (got, want) in to_vec(got).iter().zip(&want) {
@@ -411,9 +367,7 @@ fn every_layout_gives_the_same_numbers() {
                 // The gradient meets the input in another layout than its own.
                 let leaf = Tensor::from_inner(whole()).require_grad();
                 let weights = Tensor::from_inner(x.clone()).flip([0, 1]);
-                let grads = (activate(view(leaf.clone()), curve) * weights)
-                    .sum()
-                    .backward();
+                let grads = (activate(view(leaf.clone()), curve) * weights).sum().backward();
                 let plain = Tensor::from_inner(whole()).require_grad();
                 let weights = Tensor::from_inner(x).flip([0, 1]);
                 let slope = view(plain.clone()).into_data().convert::<f32>();
@@ -425,10 +379,7 @@ fn every_layout_gives_the_same_numbers() {
                 let got = to_vec(leaf.grad(&grads).unwrap());
                 let want = to_vec(plain.grad(&want).unwrap());
                 for (got, want) in got.iter().zip(want) {
-                    assert!(
-                        (got - want).abs() < 1e-5,
-                        "{device_name} {layout}: {got} {want}"
-                    );
+                    assert!((got - want).abs() < 1e-5, "{device_name} {layout}: {got} {want}");
                 }
             }
         }
@@ -441,26 +392,14 @@ fn empty_and_single_element_tensors_work() {
         let autodiff = device.clone().autodiff();
         for curve in curves() {
             let empty = Tensor::<2>::zeros([0, 7], &autodiff).require_grad();
-            assert_eq!(
-                activate(empty.clone(), curve).dims(),
-                [0, 7],
-                "{device_name}"
-            );
+            assert_eq!(activate(empty.clone(), curve).dims(), [0, 7], "{device_name}");
             // Burn makes no tensor without axes from data, but a reshape gives one.
-            let single = vector(&[0.5], &autodiff)
-                .reshape([0usize; 0])
-                .require_grad();
+            let single = vector(&[0.5], &autodiff).reshape([0usize; 0]).require_grad();
             let y = activate(single.clone(), curve);
             let grads = y.clone().backward();
-            assert!(
-                error(to_vec(y)[0], curve.value(0.5)) < 1e-6,
-                "{device_name} {curve}"
-            );
+            assert!(error(to_vec(y)[0], curve.value(0.5)) < 1e-6, "{device_name} {curve}");
             let dx = to_vec(single.grad(&grads).unwrap())[0];
-            assert!(
-                error(dx, curve.derivative(0.5)) < 1e-6,
-                "{device_name} {curve}'"
-            );
+            assert!(error(dx, curve.derivative(0.5)) < 1e-6, "{device_name} {curve}'");
         }
         let x = Tensor::<1>::zeros([0], &autodiff).require_grad();
         let a = vector(&[3.0], &autodiff).require_grad();
@@ -472,9 +411,7 @@ fn empty_and_single_element_tensors_work() {
 
 #[test]
 fn nobody_elses_tensor_changes() {
-    let values: Vec<f32> = (0..100_000)
-        .map(|i| (i as f32 - 50_000.0) / 9_000.0)
-        .collect();
+    let values: Vec<f32> = (0..100_000).map(|i| (i as f32 - 50_000.0) / 9_000.0).collect();
     for (device_name, device) in devices() {
         for curve in curves() {
             // A clone, a view, and a tensor that is also needed elsewhere in the graph.
@@ -488,20 +425,13 @@ fn nobody_elses_tensor_changes() {
             let inner = leaf.clone() * 1.0;
             let z = activate(inner.clone(), curve);
             let twice = activate(inner.clone(), curve);
-            assert_eq!(
-                to_vec(z.clone().inner()),
-                to_vec(y.clone()),
-                "{device_name} {curve}"
-            );
+            assert_eq!(to_vec(z.clone().inner()), to_vec(y.clone()), "{device_name} {curve}");
             let grads = (z + twice + inner.clone()).sum().backward();
             assert_eq!(to_vec(inner.inner()), values, "{device_name} {curve}");
             let dx = to_vec(leaf.grad(&grads).unwrap());
             for (dx, x) in dx.iter().zip(&values) {
                 let want = 2.0 * curve.derivative((*x).into()) + 1.0;
-                assert!(
-                    error(*dx, want) < 1e-6,
-                    "{device_name} {curve}'({x}) = {dx}, {want}"
-                );
+                assert!(error(*dx, want) < 1e-6, "{device_name} {curve}'({x}) = {dx}, {want}");
             }
         }
     }
@@ -511,9 +441,7 @@ fn nobody_elses_tensor_changes() {
 fn parameter_gradients_are_right() {
     // More than one chunk, and a length no vector width divides.
     let n = 70_003;
-    let x: Vec<f32> = (0..n)
-        .map(|i| ((i * 7919) % n) as f32 / n as f32 * 12.0 - 6.0)
-        .collect();
+    let x: Vec<f32> = (0..n).map(|i| ((i * 7919) % n) as f32 / n as f32 * 12.0 - 6.0).collect();
     let weights: Vec<f32> = (0..n).map(|i| ((i * 31) % 17) as f32 / 8.0 - 1.0).collect();
     let parametric = [
         Curve::SmoothRelu(400.0),
@@ -535,28 +463,15 @@ fn parameter_gradients_are_right() {
                 .zip(&weights)
                 .map(|(x, w)| f64::from(*w) * curve.parameter_derivative((*x).into()))
                 .sum();
-            let size: f64 = x
-                .iter()
-                .map(|x| curve.parameter_derivative((*x).into()).abs())
-                .sum();
+            let size: f64 = x.iter().map(|x| curve.parameter_derivative((*x).into()).abs()).sum();
             let difference = (f64::from(da) - want).abs();
-            assert!(
-                difference < 3e-6 * size,
-                "{device_name} d{curve}/da = {da}, not {want}"
-            );
+            assert!(difference < 3e-6 * size, "{device_name} d{curve}/da = {da}, not {want}");
             let dx = to_vec(leaf.grad(&grads).unwrap());
             let y = to_vec(y.inner());
             for i in (0..n).step_by(101) {
                 let want = f64::from(weights[i]) * curve.derivative(x[i].into());
-                assert!(
-                    error(dx[i], want) < 1e-6,
-                    "{device_name} {curve}'({})",
-                    x[i]
-                );
-                assert!(
-                    error(y[i], curve.value(x[i].into())) < 1e-6,
-                    "{device_name} {curve}"
-                );
+                assert!(error(dx[i], want) < 1e-6, "{device_name} {curve}'({})", x[i]);
+                assert!(error(y[i], curve.value(x[i].into())) < 1e-6, "{device_name} {curve}");
             }
         }
     }
@@ -575,10 +490,7 @@ fn a_pair_takes_its_value_from_one_curve_and_its_gradient_from_the_other() {
         for ((x, y), dx) in x.iter().zip(y).zip(dx) {
             assert_eq!(y, x.max(0.0), "{device_name}");
             let want = 1.0 / (1.0 + (-10.0 * f64::from(*x)).exp());
-            assert!(
-                error(dx, want) < 1e-6,
-                "{device_name} at {x}: {dx}, not {want}"
-            );
+            assert!(error(dx, want) < 1e-6, "{device_name} at {x}: {dx}, not {want}");
         }
 
         // The learnable activation keeps its parameter's own gradient under a foreign curve.
@@ -589,23 +501,14 @@ fn a_pair_takes_its_value_from_one_curve_and_its_gradient_from_the_other() {
         let grads = module.forward(leaf.clone()).sum().backward();
         let dx = to_vec(leaf.grad(&grads).unwrap());
         for (x, dx) in x.iter().zip(dx) {
-            assert!(
-                error(dx, Curve::Silu.derivative((*x).into())) < 1e-6,
-                "{device_name}"
-            );
+            assert!(error(dx, Curve::Silu.derivative((*x).into())) < 1e-6, "{device_name}");
         }
         let b = module.parameter().unwrap().val();
         let db = to_vec(b.grad(&grads).unwrap())[0];
         // db = 2 b da
         let curve = Curve::SmoothRelu(400.0);
-        let want: f64 = x
-            .iter()
-            .map(|x| 40.0 * curve.parameter_derivative((*x).into()))
-            .sum();
-        assert!(
-            (f64::from(db) / want - 1.0).abs() < 1e-5,
-            "{device_name} db = {db}, not {want}"
-        );
+        let want: f64 = x.iter().map(|x| 40.0 * curve.parameter_derivative((*x).into())).sum();
+        assert!((f64::from(db) / want - 1.0).abs() < 1e-5, "{device_name} db = {db}, not {want}");
     }
 }
 
@@ -615,19 +518,15 @@ fn gradient_checkpointing_changes_nothing() {
     for (device_name, device) in devices() {
         let device = device.autodiff();
         let run = |strategy| {
-            let leaf = vector(&x, &device)
-                .with_gradient_checkpointing_strategy(strategy)
-                .require_grad();
+            let leaf =
+                vector(&x, &device).with_gradient_checkpointing_strategy(strategy).require_grad();
             let a = vector(&[4.0], &device)
                 .with_gradient_checkpointing_strategy(strategy)
                 .require_grad();
             let y = leaf.clone().silu().gelu();
             let y = activate_with_parameter(y, a.clone(), Curve::SmoothRelu(1.0)).elu(1.0);
             let grads = y.sum().backward();
-            (
-                to_vec(leaf.grad(&grads).unwrap()),
-                to_vec(a.grad(&grads).unwrap()),
-            )
+            (to_vec(leaf.grad(&grads).unwrap()), to_vec(a.grad(&grads).unwrap()))
         };
         let plain = run(GradientCheckpointingStrategy::Disabled);
         let recomputed = run(GradientCheckpointingStrategy::Balanced);
@@ -663,14 +562,8 @@ fn other_number_types_are_computed_in_f32_or_better() {
                 for ((x, y), dx) in x.iter().zip(y).zip(dx) {
                     let (value, slope) = (curve.value(*x), curve.derivative(*x));
                     let bound = |want: f64| tolerance * want.abs().max(1e-3);
-                    assert!(
-                        (y - value).abs() <= bound(value),
-                        "{dtype:?} {curve}({x}) = {y}"
-                    );
-                    assert!(
-                        (dx - slope).abs() <= bound(slope),
-                        "{dtype:?} {curve}'({x}) = {dx}"
-                    );
+                    assert!((y - value).abs() <= bound(value), "{dtype:?} {curve}({x}) = {y}");
+                    assert!((dx - slope).abs() <= bound(slope), "{dtype:?} {curve}'({x}) = {dx}");
                 }
             }
         }
@@ -684,14 +577,8 @@ fn learnable_smooth_relu_learns() {
         let module = ActivationConfig::SMOOTH_RELU_LEARNABLE.init(&device);
         let b = module.parameter().unwrap();
         assert_eq!(to_vec(b.val()), [20.0], "{device_name}");
-        let grads = module
-            .forward(vector(&[0.5, 1.0], &device))
-            .sum()
-            .backward();
-        assert!(
-            to_vec(b.val().grad(&grads).unwrap())[0] > 0.0,
-            "{device_name}"
-        );
+        let grads = module.forward(vector(&[0.5, 1.0], &device)).sum().backward();
+        assert!(to_vec(b.val().grad(&grads).unwrap())[0] > 0.0, "{device_name}");
     }
 }
 
@@ -705,11 +592,7 @@ fn backends_agree() {
         let (y, dx) = run(&x, curve, &results[0]);
         let (other_y, other_dx) = run(&x, curve, &results[1]);
         for i in 0..x.len() {
-            assert!(
-                (y[i] - other_y[i]).abs() <= 2e-6 * y[i].abs().max(1.0),
-                "{curve}({})",
-                x[i]
-            );
+            assert!((y[i] - other_y[i]).abs() <= 2e-6 * y[i].abs().max(1.0), "{curve}({})", x[i]);
             assert!((dx[i] - other_dx[i]).abs() <= 2e-6, "{curve}'({})", x[i]);
         }
     }
@@ -736,21 +619,12 @@ fn names_round_trip() {
         assert_eq!(config.to_string(), text);
         let json = serde_json::to_string(&config).unwrap();
         assert_eq!(json, format!("\"{text}\""));
-        assert_eq!(
-            serde_json::from_str::<ActivationConfig>(&json).unwrap(),
-            config
-        );
+        assert_eq!(serde_json::from_str::<ActivationConfig>(&json).unwrap(), config);
     }
     assert_eq!("elu".parse::<Curve>().unwrap(), Curve::Elu(1.0));
-    assert_eq!(
-        "psoftplus".parse::<Curve>().unwrap(),
-        Curve::ParametricSoftplus(10.0)
-    );
+    assert_eq!("psoftplus".parse::<Curve>().unwrap(), Curve::ParametricSoftplus(10.0));
     let learnable: ActivationConfig = "smooth-relu-learnable".parse().unwrap();
-    assert_eq!(
-        learnable.function,
-        Function::SmoothReluLearnable { start: 20.0 }
-    );
+    assert_eq!(learnable.function, Function::SmoothReluLearnable { start: 20.0 });
 }
 
 #[test]
@@ -760,31 +634,13 @@ fn bad_names_are_told_apart() {
     assert!(matches!(unknown, ActivationError::Unknown { .. }));
     assert!(unknown.to_string().contains("gelu-tanh"), "{unknown}");
     assert!(matches!(parse(""), ActivationError::Unknown { .. }));
-    assert!(matches!(
-        parse("smooth-relu-learnablex"),
-        ActivationError::Unknown { .. }
-    ));
-    assert!(matches!(
-        parse("silu:2"),
-        ActivationError::UnexpectedParameter { .. }
-    ));
+    assert!(matches!(parse("smooth-relu-learnablex"), ActivationError::Unknown { .. }));
+    assert!(matches!(parse("silu:2"), ActivationError::UnexpectedParameter { .. }));
     assert!(matches!(parse("elu:x"), ActivationError::NotANumber { .. }));
-    for bad in [
-        "elu:0",
-        "elu:-1",
-        "celu:nan",
-        "psoftplus:inf",
-        "smooth-relu-learnable:0",
-    ] {
-        assert!(
-            matches!(parse(bad), ActivationError::Parameter { .. }),
-            "{bad}"
-        );
+    for bad in ["elu:0", "elu:-1", "celu:nan", "psoftplus:inf", "smooth-relu-learnable:0"] {
+        assert!(matches!(parse(bad), ActivationError::Parameter { .. }), "{bad}");
     }
-    assert!(matches!(
-        parse("relu~sillu"),
-        ActivationError::Unknown { .. }
-    ));
+    assert!(matches!(parse("relu~sillu"), ActivationError::Unknown { .. }));
     assert!(matches!(
         parse("relu~smooth-relu-learnable"),
         ActivationError::LearnableGradient { .. }

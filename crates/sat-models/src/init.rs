@@ -38,11 +38,7 @@ pub(crate) struct LayerBuilder<'a> {
 
 impl<'a> LayerBuilder<'a> {
     pub(crate) fn new(scheme: Initialization, seed: u64, device: &'a Device) -> Self {
-        Self {
-            scheme,
-            rng: ChaCha8Rng::seed_from_u64(seed),
-            device,
-        }
+        Self { scheme, rng: ChaCha8Rng::seed_from_u64(seed), device }
     }
 
     pub(crate) fn device(&self) -> &Device {
@@ -100,18 +96,12 @@ impl<'a> LayerBuilder<'a> {
             Initialization::Paper => (self.normal(inputs * outputs, 0.01), vec![0.0; outputs]),
             Initialization::Torchvision => {
                 let bound = 1.0 / (inputs as f64).sqrt();
-                (
-                    self.uniform(inputs * outputs, bound),
-                    self.uniform(outputs, bound),
-                )
+                (self.uniform(inputs * outputs, bound), self.uniform(outputs, bound))
             }
         };
         let mut linear = LinearConfig::new(inputs, outputs).init(self.device);
         linear.weight = Param::from_data(TensorData::new(weight, [inputs, outputs]), self.device);
-        linear.bias = Some(Param::from_data(
-            TensorData::new(bias, [outputs]),
-            self.device,
-        ));
+        linear.bias = Some(Param::from_data(TensorData::new(bias, [outputs]), self.device));
         linear
     }
 
@@ -121,9 +111,7 @@ impl<'a> LayerBuilder<'a> {
     }
 
     fn uniform(&mut self, count: usize, bound: f64) -> Vec<f32> {
-        (0..count)
-            .map(|_| ((2.0 * self.unit() - 1.0) * bound) as f32)
-            .collect()
+        (0..count).map(|_| ((2.0 * self.unit() - 1.0) * bound) as f32).collect()
     }
 
     /// Normal values by Box and Muller's method. `libm` rather than the platform's functions, which

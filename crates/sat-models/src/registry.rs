@@ -82,9 +82,7 @@ impl FromStr for ModelName {
         Self::ALL
             .into_iter()
             .find(|name| name.as_str() == text)
-            .ok_or_else(|| UnknownModel {
-                name: text.to_owned(),
-            })
+            .ok_or_else(|| UnknownModel { name: text.to_owned() })
     }
 }
 
@@ -107,9 +105,7 @@ pub struct UnknownModel {
 impl UnknownModel {
     fn hint(&self) -> String {
         let near = |known: &str| edit_distance(&self.name, known);
-        let nearest = ModelName::ALL
-            .into_iter()
-            .min_by_key(|known| near(known.as_str()));
+        let nearest = ModelName::ALL.into_iter().min_by_key(|known| near(known.as_str()));
         match nearest.filter(|known| near(known.as_str()) <= known.as_str().len() / 3) {
             Some(known) => format!(", did you mean `{known}`?"),
             None => String::new(),

@@ -100,25 +100,14 @@ impl ResNetConfig {
     /// torchvision's ResNet-18 with a 3×3 stem of stride 1 and no max-pooling, the usual network of
     /// adversarial training on CIFAR: 11,173,962 parameters with 10 classes.
     pub fn resnet18_cifar() -> Self {
-        let stage = |channels, stride| StageConfig {
-            channels,
-            blocks: 2,
-            stride,
-        };
-        Self::rgb(
-            64,
-            vec![stage(64, 1), stage(128, 2), stage(256, 2), stage(512, 2)],
-        )
+        let stage = |channels, stride| StageConfig { channels, blocks: 2, stride };
+        Self::rgb(64, vec![stage(64, 1), stage(128, 2), stage(256, 2), stage(512, 2)])
     }
 
     /// The CIFAR networks of He et al., section 4.2: 6n + 2 layers in three stages of n blocks with
     /// 16, 32 and 64 channels, and projection shortcuts (option B) where the shape changes.
     fn cifar(blocks: usize) -> Self {
-        let stage = |channels, stride| StageConfig {
-            channels,
-            blocks,
-            stride,
-        };
+        let stage = |channels, stride| StageConfig { channels, blocks, stride };
         Self::rgb(16, vec![stage(16, 1), stage(32, 2), stage(64, 2)])
     }
 
@@ -126,10 +115,7 @@ impl ResNetConfig {
         Self {
             input_channels: 3,
             classes: 10,
-            stem: StemConfig {
-                channels: stem,
-                stride: 1,
-            },
+            stem: StemConfig { channels: stem, stride: 1 },
             stages,
             activation: ActivationConfig::default(),
             initialization: Initialization::default(),
@@ -199,11 +185,7 @@ impl ResNetConfig {
             panic!("{error}");
         }
         let mut layers = LayerBuilder::new(self.initialization, seed, device);
-        let conv1 = layers.conv(
-            [self.input_channels, self.stem.channels],
-            3,
-            self.stem.stride,
-        );
+        let conv1 = layers.conv([self.input_channels, self.stem.channels], 3, self.stem.stride);
         let bn1 = layers.norm(self.stem.channels);
         let mut channels = self.stem.channels;
         let mut stages = Vec::with_capacity(self.stages.len());
@@ -218,13 +200,7 @@ impl ResNetConfig {
             stages.push(blocks);
         }
         let fc = layers.linear(channels, self.classes);
-        ResNet {
-            conv1,
-            bn1,
-            act1: self.activation.init(device),
-            stages,
-            fc,
-        }
+        ResNet { conv1, bn1, act1: self.activation.init(device), stages, fc }
     }
 }
 
@@ -306,14 +282,8 @@ impl ResNet {
     ///
     /// If the images do not have `input_channels` channels or are on another device.
     pub fn forward(&self, images: Tensor<4>) -> Tensor<2> {
-        let x = self
-            .act1
-            .forward(self.bn1.forward(self.conv1.forward(images)));
-        let x = self
-            .stages
-            .iter()
-            .flatten()
-            .fold(x, |x, block| block.forward(x));
+        let x = self.act1.forward(self.bn1.forward(self.conv1.forward(images)));
+        let x = self.stages.iter().flatten().fold(x, |x, block| block.forward(x));
         let pooled: Tensor<2> = x.flatten::<3>(2, 3).mean_dim(2).squeeze_dim(2);
         self.fc.forward(pooled)
     }
@@ -329,12 +299,7 @@ impl ResNet {
         self.stages = self
             .stages
             .into_iter()
-            .map(|stage| {
-                stage
-                    .into_iter()
-                    .map(|block| block.with_gradient(gradient))
-                    .collect()
-            })
+            .map(|stage| stage.into_iter().map(|block| block.with_gradient(gradient)).collect())
             .collect();
         self
     }
@@ -350,9 +315,7 @@ impl sat_attack::Classifier for ResNet {
 impl StateDict for ResNet {
     /// torchvision counts its stages from `layer1`.
     fn state_key(path: &str) -> String {
-        let staged = path
-            .strip_prefix("stages.")
-            .and_then(|rest| rest.split_once('.'));
+        let staged = path.strip_prefix("stages.").and_then(|rest| rest.split_once('.'));
         match staged.and_then(|(stage, rest)| Some((stage.parse::<usize>().ok()?, rest))) {
             Some((stage, rest)) => format!("layer{}.{rest}", stage + 1),
             None => path.to_owned(),

@@ -35,12 +35,8 @@ pub trait StateDict: Module {
     /// The number of parameters, each element counted: what PyTorch's `model.parameters()` holds.
     /// Burn's [`num_params`](Module::num_params) adds the running statistics of BatchNorm.
     fn parameter_count(&self) -> usize {
-        let parameters = slots(self)
-            .into_iter()
-            .filter(|slot| slot.role == Role::Parameter);
-        parameters
-            .map(|slot| slot.shape.iter().product::<usize>())
-            .sum()
+        let parameters = slots(self).into_iter().filter(|slot| slot.role == Role::Parameter);
+        parameters.map(|slot| slot.shape.iter().product::<usize>()).sum()
     }
 }
 
@@ -192,10 +188,7 @@ pub fn save_safetensors<M: StateDict>(
     let path = path.as_ref();
     // `valid` folds in updates of the running statistics that a visit would not see yet.
     let slots = slots(&model.valid());
-    let failed = |source| WeightsError::Write {
-        path: path.to_owned(),
-        source,
-    };
+    let failed = |source| WeightsError::Write { path: path.to_owned(), source };
 
     let folder = match path.parent() {
         Some(folder) if folder != Path::new("") => folder,
@@ -209,11 +202,7 @@ pub fn save_safetensors<M: StateDict>(
         let values = match (slot.read)() {
             Ok(values) => values,
             Err(source) => {
-                return Err(WeightsError::Device {
-                    path: path.to_owned(),
-                    tensor,
-                    source,
-                });
+                return Err(WeightsError::Device { path: path.to_owned(), tensor, source });
             }
         };
         let values = slot.layout.swap(values, &slot.burn_shape);
@@ -225,9 +214,7 @@ pub fn save_safetensors<M: StateDict>(
     out.flush().map_err(failed)?;
     drop(out);
     temporary.as_file().sync_all().map_err(failed)?;
-    temporary
-        .persist(path)
-        .map_err(|error| failed(error.error))?;
+    temporary.persist(path).map_err(|error| failed(error.error))?;
     sync_folder(folder).map_err(failed)
 }
 
@@ -257,10 +244,7 @@ pub fn load_safetensors<M: StateDict>(model: M, path: impl AsRef<Path>) -> Resul
         }
         if tensors.insert(key, tensor).is_some() {
             let tensor = key.to_owned();
-            return Err(WeightsError::Duplicate {
-                path: path.to_owned(),
-                tensor,
-            });
+            return Err(WeightsError::Duplicate { path: path.to_owned(), tensor });
         }
     }
     let slots = slots(&model);
@@ -276,11 +260,7 @@ pub fn load_safetensors<M: StateDict>(model: M, path: impl AsRef<Path>) -> Resul
         true => model.train(),
         false => model.valid(),
     };
-    Ok(model.map(&mut Loader::<M> {
-        place: Place::default(),
-        values,
-        model: PhantomData,
-    }))
+    Ok(model.map(&mut Loader::<M> { place: Place::default(), values, model: PhantomData }))
 }
 
 /// Reads the text entries in the header of the safetensors file at `path`; empty if it has none.
@@ -291,39 +271,23 @@ pub fn load_safetensors<M: StateDict>(model: M, path: impl AsRef<Path>) -> Resul
 pub fn read_metadata(path: impl AsRef<Path>) -> Result<Metadata, WeightsError> {
     let path = path.as_ref();
     let bytes = read(path)?;
-    let (_, header) =
-        SafeTensors::read_metadata(&bytes).map_err(|source| WeightsError::Corrupt {
-            path: path.to_owned(),
-            source,
-        })?;
-    Ok(header
-        .metadata()
-        .clone()
-        .unwrap_or_default()
-        .into_iter()
-        .collect())
+    let (_, header) = SafeTensors::read_metadata(&bytes)
+        .map_err(|source| WeightsError::Corrupt { path: path.to_owned(), source })?;
+    Ok(header.metadata().clone().unwrap_or_default().into_iter().collect())
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, WeightsError> {
-    fs::read(path).map_err(|source| WeightsError::Read {
-        path: path.to_owned(),
-        source,
-    })
+    fs::read(path).map_err(|source| WeightsError::Read { path: path.to_owned(), source })
 }
 
 fn parse<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>, WeightsError> {
-    SafeTensors::deserialize(bytes).map_err(|source| WeightsError::Corrupt {
-        path: path.to_owned(),
-        source,
-    })
+    SafeTensors::deserialize(bytes)
+        .map_err(|source| WeightsError::Corrupt { path: path.to_owned(), source })
 }
 
 /// Names from `DataParallel` start with `module.`, those from wrapper modules with `model.`.
 fn strip_prefixes(mut name: &str) -> &str {
-    while let Some(rest) = name
-        .strip_prefix("module.")
-        .or_else(|| name.strip_prefix("model."))
-    {
+    while let Some(rest) = name.strip_prefix("module.").or_else(|| name.strip_prefix("model.")) {
         name = rest;
     }
     name
@@ -347,35 +311,18 @@ fn compare(
             Some(_) => {}
         }
     }
-    let known = |key: &str| {
-        slots
-            .binary_search_by(|slot| slot.key.as_str().cmp(key))
-            .is_ok()
-    };
-    let unexpected: Vec<String> = tensors
-        .keys()
-        .filter(|key| !known(key))
-        .map(|key| key.to_string())
-        .collect();
+    let known = |key: &str| slots.binary_search_by(|slot| slot.key.as_str().cmp(key)).is_ok();
+    let unexpected: Vec<String> =
+        tensors.keys().filter(|key| !known(key)).map(|key| key.to_string()).collect();
     if missing.is_empty() && unexpected.is_empty() && misshapen.is_empty() {
         return Ok(());
     }
-    Err(WeightsError::Mismatch {
-        path: path.to_owned(),
-        missing,
-        unexpected,
-        misshapen,
-    })
+    Err(WeightsError::Mismatch { path: path.to_owned(), missing, unexpected, misshapen })
 }
 
 fn decode(path: &Path, key: &str, tensor: &TensorView<'_>) -> Result<Vec<f32>, WeightsError> {
     fn each<const N: usize>(bytes: &[u8], value: impl Fn([u8; N]) -> f32) -> Vec<f32> {
-        bytes
-            .as_chunks::<N>()
-            .0
-            .iter()
-            .map(|chunk| value(*chunk))
-            .collect()
+        bytes.as_chunks::<N>().0.iter().map(|chunk| value(*chunk)).collect()
     }
     let values = match tensor.dtype() {
         Dtype::F32 => each(tensor.data(), f32::from_le_bytes),
@@ -384,11 +331,7 @@ fn decode(path: &Path, key: &str, tensor: &TensorView<'_>) -> Result<Vec<f32>, W
         Dtype::BF16 => each(tensor.data(), |bytes| bf16::from_le_bytes(bytes).to_f32()),
         found => {
             let tensor = key.to_owned();
-            return Err(WeightsError::DataType {
-                path: path.to_owned(),
-                tensor,
-                found,
-            });
+            return Err(WeightsError::DataType { path: path.to_owned(), tensor, found });
         }
     };
     check_finite(path, key, &values)?;
@@ -396,20 +339,11 @@ fn decode(path: &Path, key: &str, tensor: &TensorView<'_>) -> Result<Vec<f32>, W
 }
 
 fn check_finite(path: &Path, key: &str, values: &[f32]) -> Result<(), WeightsError> {
-    match values
-        .iter()
-        .enumerate()
-        .find(|(_, value)| !value.is_finite())
-    {
+    match values.iter().enumerate().find(|(_, value)| !value.is_finite()) {
         None => Ok(()),
         Some((index, &value)) => {
             let tensor = key.to_owned();
-            Err(WeightsError::NonFinite {
-                path: path.to_owned(),
-                tensor,
-                index,
-                value,
-            })
+            Err(WeightsError::NonFinite { path: path.to_owned(), tensor, index, value })
         }
     }
 }
@@ -445,11 +379,7 @@ fn temporary_file(folder: &Path) -> io::Result<tempfile::NamedTempFile> {
 
 /// Makes the renaming of a file in `folder` last through a power failure.
 fn sync_folder(folder: &Path) -> io::Result<()> {
-    if cfg!(unix) {
-        File::open(folder)?.sync_all()
-    } else {
-        Ok(())
-    }
+    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
 }
 
 /// A tensor of a model.
@@ -500,11 +430,7 @@ impl Layout {
 
 /// The tensors of a model, sorted by key.
 fn slots<M: StateDict>(model: &M) -> Vec<Slot> {
-    let mut lister = Lister::<M> {
-        place: Place::default(),
-        slots: Vec::new(),
-        model: PhantomData,
-    };
+    let mut lister = Lister::<M> { place: Place::default(), slots: Vec::new(), model: PhantomData };
     model.visit(&mut lister);
     let mut slots = lister.slots;
     slots.sort_by(|a, b| a.key.cmp(&b.key));
@@ -527,9 +453,7 @@ impl Place {
     }
 
     fn last(&self) -> (&str, &str) {
-        self.fields
-            .last()
-            .map_or(("", ""), |(name, container)| (name, container))
+        self.fields.last().map_or(("", ""), |(name, container)| (name, container))
     }
 
     fn key<M: StateDict>(&self) -> String {

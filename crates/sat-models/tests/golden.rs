@@ -17,10 +17,7 @@ fn shared() -> Option<PathBuf> {
     if folder.join("golden").is_dir() {
         return Some(folder);
     }
-    println!(
-        "skipped: no known answers in {}; set SAT_SHARED",
-        folder.display()
-    );
+    println!("skipped: no known answers in {}; set SAT_SHARED", folder.display());
     None
 }
 
@@ -42,16 +39,11 @@ fn resnet20_silu_gives_the_answers_of_pytorch() {
     let n = expected["n"].as_u64().unwrap() as usize;
     let (mut correct, mut cross_entropy, mut first) = (0u64, 0.0f64, Vec::new());
     for batch in records[..n].chunks(113) {
-        let pixels: Vec<f32> = batch
-            .iter()
-            .flat_map(|r| &r[1..])
-            .map(|&p| f32::from(p) / 255.0)
-            .collect();
+        let pixels: Vec<f32> =
+            batch.iter().flat_map(|r| &r[1..]).map(|&p| f32::from(p) / 255.0).collect();
         let images = TensorData::new(pixels, [batch.len(), 3, 32, 32]);
         let logits: Tensor<2> = model.forward(Tensor::from_data(images, &device));
-        let log_p = activation::log_softmax(logits.clone(), 1)
-            .try_into_vec_as::<f32>()
-            .unwrap();
+        let log_p = activation::log_softmax(logits.clone(), 1).try_into_vec_as::<f32>().unwrap();
         let logits = logits.try_into_vec_as::<f32>().unwrap();
         for (record, (logits, log_p)) in batch.iter().zip(logits.chunks(10).zip(log_p.chunks(10))) {
             let label = usize::from(record[0]);
@@ -64,16 +56,10 @@ fn resnet20_silu_gives_the_answers_of_pytorch() {
     }
     for (row, expected) in first.iter().zip(expected["logits0"].as_array().unwrap()) {
         for (logit, expected) in row.iter().zip(expected.as_array().unwrap()) {
-            assert!(
-                (f64::from(*logit) - expected.as_f64().unwrap()).abs() < 1e-4,
-                "{first:?}"
-            );
+            assert!((f64::from(*logit) - expected.as_f64().unwrap()).abs() < 1e-4, "{first:?}");
         }
     }
     assert_eq!(correct, expected["clean"][0].as_u64().unwrap());
     let mean = cross_entropy / n as f64;
-    assert!(
-        (mean - expected["clean"][1].as_f64().unwrap()).abs() < 1e-5,
-        "{mean}"
-    );
+    assert!((mean - expected["clean"][1].as_f64().unwrap()).abs() < 1e-5, "{mean}");
 }

@@ -20,21 +20,10 @@ fn tiny() -> ResNetConfig {
     ResNetConfig {
         input_channels: 1,
         classes: 3,
-        stem: StemConfig {
-            channels: 2,
-            stride: 1,
-        },
+        stem: StemConfig { channels: 2, stride: 1 },
         stages: vec![
-            StageConfig {
-                channels: 2,
-                blocks: 1,
-                stride: 1,
-            },
-            StageConfig {
-                channels: 3,
-                blocks: 1,
-                stride: 2,
-            },
+            StageConfig { channels: 2, blocks: 1, stride: 1 },
+            StageConfig { channels: 3, blocks: 1, stride: 2 },
         ],
         activation: Default::default(),
         initialization: Default::default(),
@@ -52,17 +41,12 @@ fn trained(config: &ResNetConfig, seed: u64) -> ResNet {
 }
 
 fn images(channels: usize, device: &Device) -> Tensor<4> {
-    let values: Vec<f32> = (0..4 * channels * 64)
-        .map(|i| (i * 37 % 101) as f32 / 100.0)
-        .collect();
+    let values: Vec<f32> = (0..4 * channels * 64).map(|i| (i * 37 % 101) as f32 / 100.0).collect();
     Tensor::from_data(TensorData::new(values, [4, channels, 8, 8]), device)
 }
 
 fn logits(model: &ResNet, channels: usize) -> TensorData {
-    model
-        .valid()
-        .forward(images(channels, &Device::flex()))
-        .into_data()
+    model.valid().forward(images(channels, &Device::flex())).into_data()
 }
 
 fn saved(config: &ResNetConfig) -> (TempDir, PathBuf) {
@@ -78,12 +62,7 @@ fn read_tensors(path: &Path) -> Tensors {
     let bytes = fs::read(path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     file.iter()
-        .map(|(k, t)| {
-            (
-                k.to_owned(),
-                (t.dtype(), t.shape().to_vec(), t.data().to_vec()),
-            )
-        })
+        .map(|(k, t)| (k.to_owned(), (t.dtype(), t.shape().to_vec(), t.data().to_vec())))
         .collect()
 }
 
@@ -223,11 +202,7 @@ fn loading_keeps_gradients_and_leaves_clones_alone() {
     struct Tracked(usize, usize);
     impl ModuleVisitor for Tracked {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            if param.is_require_grad() {
-                self.0 += 1
-            } else {
-                self.1 += 1
-            }
+            if param.is_require_grad() { self.0 += 1 } else { self.1 += 1 }
         }
     }
     let mut tracked = Tracked(0, 0);
@@ -240,10 +215,7 @@ fn loading_keeps_gradients_and_leaves_clones_alone() {
     assert_eq!(frozen.0, 0);
     // A model loaded on a plain device can be trained after `train`.
     let mut resumed = Tracked(0, 0);
-    load_safetensors(tiny().init(0, &Device::flex()), &path)
-        .unwrap()
-        .train()
-        .visit(&mut resumed);
+    load_safetensors(tiny().init(0, &Device::flex()), &path).unwrap().train().visit(&mut resumed);
     assert_eq!((resumed.0, resumed.1), (6 + 2 + 12, 12));
 }
 
@@ -257,30 +229,15 @@ fn every_difference_is_in_one_error() {
     })
     .unwrap_err();
     let text = error.to_string();
-    let WeightsError::Mismatch {
-        path,
-        missing,
-        unexpected,
-        misshapen,
-    } = error
-    else {
+    let WeightsError::Mismatch { path, missing, unexpected, misshapen } = error else {
         panic!("{text}");
     };
     assert_eq!(missing, ["bn1.running_var", "conv1.weight"]);
     assert_eq!(unexpected, ["extra.weight"]);
     assert_eq!(misshapen.len(), 1);
-    assert_eq!(
-        (&*misshapen[0].tensor, &*misshapen[0].expected),
-        ("fc.bias", &[3][..])
-    );
+    assert_eq!((&*misshapen[0].tensor, &*misshapen[0].expected), ("fc.bias", &[3][..]));
     assert_eq!(misshapen[0].found, [5]);
-    for part in [
-        path.to_str().unwrap(),
-        "conv1.weight",
-        "extra.weight",
-        "fc.bias",
-        "[5]",
-    ] {
+    for part in [path.to_str().unwrap(), "conv1.weight", "extra.weight", "fc.bias", "[5]"] {
         assert!(text.contains(part), "{text}");
     }
 }
@@ -309,13 +266,8 @@ fn the_wrong_activation_is_an_error_both_ways() {
 #[test]
 fn counters_and_prefixes_of_pytorch_are_accepted() {
     load_edited(|tensors| {
-        tensors.insert(
-            "bn1.num_batches_tracked".into(),
-            (Dtype::I64, vec![], vec![0; 8]),
-        );
-        let prefixed = ["module.", "model.", "module.model.", ""]
-            .into_iter()
-            .cycle();
+        tensors.insert("bn1.num_batches_tracked".into(), (Dtype::I64, vec![], vec![0; 8]));
+        let prefixed = ["module.", "model.", "module.model.", ""].into_iter().cycle();
         *tensors = std::mem::take(tensors)
             .into_iter()
             .zip(prefixed)
@@ -350,11 +302,7 @@ fn other_float_types_are_converted() {
         let path = folder.path().join("model.safetensors");
         save_safetensors(&model, &path, &Metadata::new()).unwrap();
         let expected = [1.5f32, -2.0, 0.25].map(f32::to_le_bytes).concat();
-        assert_eq!(
-            read_tensors(&path)["fc.bias"],
-            (Dtype::F32, vec![3], expected),
-            "{dtype}"
-        );
+        assert_eq!(read_tensors(&path)["fc.bias"], (Dtype::F32, vec![3], expected), "{dtype}");
     }
 }
 
@@ -368,27 +316,15 @@ fn integers_are_refused() {
     assert!(
         matches!(error, WeightsError::DataType { tensor, found: Dtype::I32, .. } if tensor == "fc.bias")
     );
-    assert!(
-        text.contains("I32") && text.contains("model.safetensors"),
-        "{text}"
-    );
+    assert!(text.contains("I32") && text.contains("model.safetensors"), "{text}");
 }
 
 #[test]
 fn values_that_are_not_finite_are_refused() {
     for (dtype, bytes) in [
-        (
-            Dtype::F32,
-            [0.0, f32::NAN, 0.0].map(f32::to_le_bytes).concat(),
-        ),
-        (
-            Dtype::F32,
-            [0.0, f32::INFINITY, 0.0].map(f32::to_le_bytes).concat(),
-        ),
-        (
-            Dtype::F64,
-            [0.0, 1e300f64, 0.0].map(f64::to_le_bytes).concat(),
-        ),
+        (Dtype::F32, [0.0, f32::NAN, 0.0].map(f32::to_le_bytes).concat()),
+        (Dtype::F32, [0.0, f32::INFINITY, 0.0].map(f32::to_le_bytes).concat()),
+        (Dtype::F64, [0.0, 1e300f64, 0.0].map(f64::to_le_bytes).concat()),
         (Dtype::F16, [0u16, 0x7C00, 0].map(u16::to_le_bytes).concat()),
     ] {
         let error = load_edited(|tensors| {
@@ -407,10 +343,7 @@ fn a_missing_file_is_named() {
     let error = load_safetensors(tiny().init(0, &Device::flex()), path).unwrap_err();
     assert!(error.to_string().contains("no/such/file.safetensors"));
     assert!(matches!(error, WeightsError::Read { .. }));
-    assert!(matches!(
-        read_metadata(path),
-        Err(WeightsError::Read { .. })
-    ));
+    assert!(matches!(read_metadata(path), Err(WeightsError::Read { .. })));
 }
 
 #[test]
@@ -423,10 +356,7 @@ fn damaged_files_are_corrupt() {
         let error = load_safetensors(model.clone(), &path).unwrap_err();
         assert!(error.to_string().contains("model.safetensors"), "{error}");
         assert!(matches!(error, WeightsError::Corrupt { .. }), "{error}");
-        assert!(matches!(
-            read_metadata(&path),
-            Err(WeightsError::Corrupt { .. })
-        ));
+        assert!(matches!(read_metadata(&path), Err(WeightsError::Corrupt { .. })));
     };
     for length in [0, 4, 8, 9, 100, whole.len() / 2, whole.len() - 1] {
         refused(&whole[..length]);
@@ -477,16 +407,9 @@ fn a_file_that_cannot_be_written_is_named() {
     fs::write(&file, "text").unwrap();
     let occupied = folder.path().join("folder");
     fs::create_dir_all(occupied.join("inside")).unwrap();
-    for path in [
-        folder.path().join("none/model"),
-        file.join("model"),
-        occupied,
-    ] {
+    for path in [folder.path().join("none/model"), file.join("model"), occupied] {
         let error = save_safetensors(&model, &path, &Metadata::new()).unwrap_err();
-        assert!(
-            error.to_string().contains(path.to_str().unwrap()),
-            "{error}"
-        );
+        assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
         assert!(matches!(error, WeightsError::Write { .. }), "{error}");
     }
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);

@@ -97,10 +97,7 @@ impl Checkpoints {
         let folder = folder.into();
         match fs::create_dir_all(&folder) {
             Ok(()) => Ok(Self { folder }),
-            Err(source) => Err(CheckpointError::Write {
-                path: folder,
-                source,
-            }),
+            Err(source) => Err(CheckpointError::Write { path: folder, source }),
         }
     }
 
@@ -115,10 +112,7 @@ impl Checkpoints {
 
     /// All checkpoints, oldest first.
     fn all(&self) -> Result<Vec<PathBuf>, CheckpointError> {
-        let failed = |source| CheckpointError::Read {
-            path: self.folder.clone(),
-            source,
-        };
+        let failed = |source| CheckpointError::Read { path: self.folder.clone(), source };
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.folder).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
@@ -166,11 +160,7 @@ impl Checkpoints {
             Ok(sha256(bytes))
         };
         // `valid` folds in updates of BatchNorm's statistics that a record would not see yet.
-        let weights = model
-            .valid()
-            .into_record()
-            .into_bytes()
-            .map_err(refused(&path))?;
+        let weights = model.valid().into_record().into_bytes().map_err(refused(&path))?;
         let momenta = optimizer.into_bytes().map_err(refused(&path))?;
         let state = State {
             recipe: recipe.clone(),
@@ -186,9 +176,7 @@ impl Checkpoints {
         let mut older = self.all()?;
         older.retain(|other| *other < path);
         older.pop();
-        older
-            .iter()
-            .try_for_each(|path| fs::remove_dir_all(path).map_err(failed(path)))
+        older.iter().try_for_each(|path| fs::remove_dir_all(path).map_err(failed(path)))
     }
 
     /// Reads the newest checkpoint into a model of the same network.
@@ -206,15 +194,11 @@ impl Checkpoints {
             let path = folder.join(name);
             fs::read(&path).map_err(|source| CheckpointError::Read { path, source })
         };
-        let state: State =
-            serde_json::from_slice(&read(STATE)?).map_err(|error| CheckpointError::Damaged {
-                path: folder.join(STATE),
-                reason: error.to_string(),
-            })?;
+        let state: State = serde_json::from_slice(&read(STATE)?).map_err(|error| {
+            CheckpointError::Damaged { path: folder.join(STATE), reason: error.to_string() }
+        })?;
         if state.recipe != *recipe || state.samples != samples {
-            return Err(CheckpointError::OtherRun {
-                path: folder.join(STATE),
-            });
+            return Err(CheckpointError::OtherRun { path: folder.join(STATE) });
         }
         let verified = |name: &str, sum: &str| -> Result<Vec<u8>, CheckpointError> {
             let bytes = read(name)?;
@@ -222,10 +206,7 @@ impl Checkpoints {
                 return Ok(bytes);
             }
             let reason = "its SHA-256 is not the one it was written with".to_owned();
-            Err(CheckpointError::Damaged {
-                path: folder.join(name),
-                reason,
-            })
+            Err(CheckpointError::Damaged { path: folder.join(name), reason })
         };
         let misfit = |name: &str| {
             let path = folder.join(name);
@@ -239,10 +220,7 @@ impl Checkpoints {
         let record =
             burn::store::ModuleRecord::from_bytes(burn::tensor::Bytes::from_bytes_vec(weights))
                 .map_err(misfit(MODEL))?;
-        let model = model
-            .train()
-            .try_load_record(record)
-            .map_err(misfit(MODEL))?;
+        let model = model.train().try_load_record(record).map_err(misfit(MODEL))?;
         let optimizer = optimizer(&model)
             .from_bytes(burn::tensor::Bytes::from_bytes_vec(momenta))
             .map_err(misfit(OPTIMIZER))?;
@@ -262,8 +240,5 @@ impl Checkpoints {
 }
 
 fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }

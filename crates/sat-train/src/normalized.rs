@@ -55,10 +55,7 @@ impl<M: Module> Normalized<M> {
     /// [`NormalizationError`] if the numbers of channels differ or a value cannot be used.
     pub fn new(model: M, mean: &[f64], std: &[f64]) -> Result<Self, NormalizationError> {
         if mean.len() != std.len() || mean.is_empty() {
-            return Err(NormalizationError::Length {
-                mean: mean.len(),
-                std: std.len(),
-            });
+            return Err(NormalizationError::Length { mean: mean.len(), std: std.len() });
         }
         for (channel, (&mean, &std)) in mean.iter().zip(std).enumerate() {
             if !(mean.is_finite() && std.is_finite() && std > 0.0) {
@@ -66,21 +63,13 @@ impl<M: Module> Normalized<M> {
             }
         }
         let to_f32 = |values: &[f64]| values.iter().map(|value| *value as f32).collect();
-        Ok(Self {
-            model,
-            mean: to_f32(mean),
-            std: to_f32(std),
-        })
+        Ok(Self { model, mean: to_f32(mean), std: to_f32(std) })
     }
 
     /// The normalisation of arXiv 2006.14536, x * 2 - 1 in every channel.
     pub fn to_plus_minus_one(model: M, channels: usize) -> Self {
         let half = vec![0.5; channels];
-        Self {
-            model,
-            mean: half.clone(),
-            std: half,
-        }
+        Self { model, mean: half.clone(), std: half }
     }
 }
 

@@ -51,13 +51,7 @@ pub struct TrainingAttack {
 
 impl Default for TrainingAttack {
     fn default() -> Self {
-        Self {
-            norm: Norm::Linf,
-            eps: 8.0 / 255.0,
-            steps: 1,
-            step_size: None,
-            random_start: 0.8,
-        }
+        Self { norm: Norm::Linf, eps: 8.0 / 255.0, steps: 1, step_size: None, random_start: 0.8 }
     }
 }
 
@@ -97,38 +91,15 @@ impl Recipe {
     /// The first field out of its range.
     pub fn validate(&self) -> Result<(), RecipeError> {
         let check = |valid: bool, field, value, expected| {
-            if valid {
-                Ok(())
-            } else {
-                Err(RecipeError {
-                    field,
-                    value,
-                    expected,
-                })
-            }
+            if valid { Ok(()) } else { Err(RecipeError { field, value, expected }) }
         };
         check(self.epochs > 0, "epochs", self.epochs as f64, "at least 1")?;
-        check(
-            self.batch_size > 0,
-            "batch_size",
-            self.batch_size as f64,
-            "at least 1",
-        )?;
+        check(self.batch_size > 0, "batch_size", self.batch_size as f64, "at least 1")?;
         let unit = |x: f64| (0.0..1.0).contains(&x);
         check(unit(self.momentum), "momentum", self.momentum, "in [0, 1)")?;
-        check(
-            unit(self.label_smoothing),
-            "label_smoothing",
-            self.label_smoothing,
-            "in [0, 1)",
-        )?;
+        check(unit(self.label_smoothing), "label_smoothing", self.label_smoothing, "in [0, 1)")?;
         let decay = self.weight_decay;
-        check(
-            decay.is_finite() && decay >= 0.0,
-            "weight_decay",
-            decay,
-            "finite and at least 0",
-        )?;
+        check(decay.is_finite() && decay >= 0.0, "weight_decay", decay, "finite and at least 0")?;
         self.schedule.validate()
     }
 }

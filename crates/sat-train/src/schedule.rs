@@ -43,27 +43,14 @@ impl Schedule {
     pub fn lr(&self, epoch: f64, epochs: f64) -> f64 {
         match self {
             Schedule::Constant { lr } => *lr,
-            Schedule::WarmupStep {
-                lr,
-                warmup_epochs,
-                milestones,
-                factor,
-            } => {
-                let warmup = if epoch < *warmup_epochs {
-                    epoch / warmup_epochs
-                } else {
-                    1.0
-                };
+            Schedule::WarmupStep { lr, warmup_epochs, milestones, factor } => {
+                let warmup = if epoch < *warmup_epochs { epoch / warmup_epochs } else { 1.0 };
                 let drops = milestones.iter().filter(|at| epoch >= **at).count();
                 lr * warmup * factor.powi(i32::try_from(drops).unwrap_or(i32::MAX))
             }
             Schedule::Cyclic { lr, peak } => {
                 let at = epoch / epochs;
-                let height = if at < *peak {
-                    at / peak
-                } else {
-                    (1.0 - at) / (1.0 - peak)
-                };
+                let height = if at < *peak { at / peak } else { (1.0 - at) / (1.0 - peak) };
                 lr * height.max(0.0)
             }
         }
@@ -71,61 +58,30 @@ impl Schedule {
 
     pub(crate) fn validate(&self) -> Result<(), RecipeError> {
         let check = |valid: bool, field, value, expected| {
-            if valid {
-                Ok(())
-            } else {
-                Err(RecipeError {
-                    field,
-                    value,
-                    expected,
-                })
-            }
+            if valid { Ok(()) } else { Err(RecipeError { field, value, expected }) }
         };
         let rate = match self {
             Schedule::Constant { lr }
             | Schedule::WarmupStep { lr, .. }
             | Schedule::Cyclic { lr, .. } => *lr,
         };
-        check(
-            rate.is_finite() && rate > 0.0,
-            "schedule.lr",
-            rate,
-            "finite and above 0",
-        )?;
+        check(rate.is_finite() && rate > 0.0, "schedule.lr", rate, "finite and above 0")?;
         match self {
             Schedule::Constant { .. } => Ok(()),
-            Schedule::WarmupStep {
-                warmup_epochs,
-                milestones,
-                factor,
-                ..
-            } => {
+            Schedule::WarmupStep { warmup_epochs, milestones, factor, .. } => {
                 let warmup = *warmup_epochs;
                 let valid = warmup.is_finite() && warmup >= 0.0;
-                check(
-                    valid,
-                    "schedule.warmup_epochs",
-                    warmup,
-                    "finite and at least 0",
-                )?;
+                check(valid, "schedule.warmup_epochs", warmup, "finite and at least 0")?;
                 for milestone in milestones {
                     let valid = milestone.is_finite() && *milestone >= 0.0;
-                    check(
-                        valid,
-                        "schedule.milestones",
-                        *milestone,
-                        "finite and at least 0",
-                    )?;
+                    check(valid, "schedule.milestones", *milestone, "finite and at least 0")?;
                 }
                 let valid = *factor > 0.0 && *factor <= 1.0;
                 check(valid, "schedule.factor", *factor, "in (0, 1]")
             }
-            Schedule::Cyclic { peak, .. } => check(
-                *peak > 0.0 && *peak < 1.0,
-                "schedule.peak",
-                *peak,
-                "in (0, 1)",
-            ),
+            Schedule::Cyclic { peak, .. } => {
+                check(*peak > 0.0 && *peak < 1.0, "schedule.peak", *peak, "in (0, 1)")
+            }
         }
     }
 }
@@ -144,10 +100,7 @@ mod tests {
         };
         let close = |epoch: f64, want: f64| {
             let got = schedule.lr(epoch, 100.0);
-            assert!(
-                (got - want).abs() < 1e-12,
-                "epoch {epoch}: {got}, not {want}"
-            );
+            assert!((got - want).abs() < 1e-12, "epoch {epoch}: {got}, not {want}");
         };
         close(0.0, 0.0);
         close(2.5, 0.05);
@@ -163,10 +116,7 @@ mod tests {
         let schedule = Schedule::Cyclic { lr: 0.2, peak: 0.4 };
         let close = |epoch: f64, want: f64| {
             let got = schedule.lr(epoch, 10.0);
-            assert!(
-                (got - want).abs() < 1e-12,
-                "epoch {epoch}: {got}, not {want}"
-            );
+            assert!((got - want).abs() < 1e-12, "epoch {epoch}: {got}, not {want}");
         };
         close(0.0, 0.0);
         close(2.0, 0.1);
@@ -179,10 +129,7 @@ mod tests {
     fn bad_schedules_are_named() {
         let field = |schedule: Schedule| schedule.validate().unwrap_err().field;
         assert_eq!(field(Schedule::Constant { lr: f64::NAN }), "schedule.lr");
-        assert_eq!(
-            field(Schedule::Cyclic { lr: 0.1, peak: 1.0 }),
-            "schedule.peak"
-        );
+        assert_eq!(field(Schedule::Cyclic { lr: 0.1, peak: 1.0 }), "schedule.peak");
         let step = |milestones: Vec<f64>, factor| Schedule::WarmupStep {
             lr: 0.1,
             warmup_epochs: 0.0,

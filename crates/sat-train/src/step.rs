@@ -33,10 +33,7 @@ impl AdversarialStep {
     /// The step of a recipe.
     pub fn new(recipe: &Recipe) -> Self {
         let attack = |attack: &TrainingAttack| (attack.attack(recipe.seed), attack.threat());
-        Self {
-            attack: recipe.attack.as_ref().map(attack),
-            label_smoothing: recipe.label_smoothing,
-        }
+        Self { attack: recipe.attack.as_ref().map(attack), label_smoothing: recipe.label_smoothing }
     }
 
     /// Attacks the images and updates the model on the result.
@@ -72,10 +69,7 @@ impl AdversarialStep {
         };
         let logits = model.logits(images);
         let loss = smoothed_cross_entropy(logits.clone(), labels, self.label_smoothing);
-        let output = StepOutput {
-            loss: loss.clone().inner(),
-            logits: logits.inner(),
-        };
+        let output = StepOutput { loss: loss.clone().inner(), logits: logits.inner() };
         let gradients = GradientsParams::from_grads(loss.backward(), &model);
         Ok((optimizer.step(lr, model, gradients), output))
     }
@@ -138,17 +132,10 @@ fn one_axis<M: Module>(model: &M) -> ParamGroup {
 pub(crate) fn correct(logits: Tensor<2>, labels: &[usize]) -> usize {
     let predictions = logits.argmax(1).into_data();
     let predictions = predictions.iter::<i64>();
-    predictions
-        .zip(labels)
-        .filter(|(prediction, label)| *prediction == **label as i64)
-        .count()
+    predictions.zip(labels).filter(|(prediction, label)| *prediction == **label as i64).count()
 }
 
 /// The device of training: the same hardware, with autodiff.
 pub(crate) fn training_device(device: &Device) -> Device {
-    if device.is_autodiff() {
-        device.clone()
-    } else {
-        device.clone().autodiff()
-    }
+    if device.is_autodiff() { device.clone() } else { device.clone().autodiff() }
 }

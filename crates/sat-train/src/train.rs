@@ -142,18 +142,13 @@ pub fn train<M: Module + Classifier>(
     let batch_size = recipe.batch_size;
     let per_epoch = data.len() / batch_size;
     if per_epoch == 0 {
-        return Err(TrainError::TooFewSamples {
-            samples: data.len(),
-            batch_size,
-        });
+        return Err(TrainError::TooFewSamples { samples: data.len(), batch_size });
     }
     let device = training_device(device);
     let step = AdversarialStep::new(recipe);
     let resumed = match checkpoints {
         Some((checkpoints, Start::Resume)) => {
-            checkpoints.load(model.clone(), recipe, data.len(), |model| {
-                optimizer(recipe, model)
-            })?
+            checkpoints.load(model.clone(), recipe, data.len(), |model| optimizer(recipe, model))?
         }
         Some((checkpoints, Start::Fresh)) => match checkpoints.latest()? {
             Some(path) => return Err(CheckpointError::Occupied { path }.into()),
@@ -179,33 +174,18 @@ pub fn train<M: Module + Classifier>(
             data.batch_augmented(indices, recipe.augment, recipe.seed, epoch as u64, &device);
         let first = progress.step == 0;
         let running = |figure: &mut f64, value: f64| {
-            *figure = if first {
-                value
-            } else {
-                *figure * MEMORY + value * (1.0 - MEMORY)
-            };
+            *figure = if first { value } else { *figure * MEMORY + value * (1.0 - MEMORY) };
         };
         let number = progress.step + 1;
-        let attack_failed = |source| TrainError::Attack {
-            step: number,
-            source,
-        };
+        let attack_failed = |source| TrainError::Attack { step: number, source };
         if progress.step % CLEAN_EVERY == 0 {
-            let logits = Victim::new(&model)
-                .logits(images.clone())
-                .map_err(attack_failed)?;
+            let logits = Victim::new(&model).logits(images.clone()).map_err(attack_failed)?;
             let accuracy = correct(logits, &labels) as f64 / batch_size as f64;
             let figure = &mut progress.clean_accuracy;
-            *figure = if first {
-                accuracy
-            } else {
-                0.7 * *figure + 0.3 * accuracy
-            };
+            *figure = if first { accuracy } else { 0.7 * *figure + 0.3 * accuracy };
         }
-        progress.lr = recipe.schedule.lr(
-            progress.step as f64 / per_epoch as f64,
-            recipe.epochs as f64,
-        );
+        progress.lr =
+            recipe.schedule.lr(progress.step as f64 / per_epoch as f64, recipe.epochs as f64);
         let seen = (progress.step * batch_size) as u64;
         let (updated, output) = step
             .run(model, &mut optimizer, progress.lr, images, &labels, seen)

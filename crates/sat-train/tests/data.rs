@@ -18,10 +18,7 @@ use tempfile::{TempDir, tempdir};
 fn idx(dims: &[u32], data: &[u8]) -> Vec<u8> {
     let magic = 0x0800 | dims.len() as u32;
     let header = std::iter::once(magic).chain(dims.iter().copied());
-    header
-        .flat_map(u32::to_be_bytes)
-        .chain(data.iter().copied())
-        .collect()
+    header.flat_map(u32::to_be_bytes).chain(data.iter().copied()).collect()
 }
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
@@ -49,13 +46,7 @@ fn cifar_records(n: usize) -> Vec<u8> {
 fn small_set(n: usize) -> ImageSet {
     let images = (0..n * 2 * 3 * 4).map(|v| v as u8).collect();
     let labels = (0..n).map(|i| (i % 3) as u16).collect();
-    ImageSet::new(
-        images,
-        [2, 3, 4],
-        labels,
-        ["a", "b", "c"].map(String::from).to_vec(),
-    )
-    .unwrap()
+    ImageSet::new(images, [2, 3, 4], labels, ["a", "b", "c"].map(String::from).to_vec()).unwrap()
 }
 
 #[test]
@@ -69,18 +60,12 @@ fn idx_round_trip() {
     fs::write(dir.path().join("t10k-labels-idx1-ubyte.gz"), gzip(&labels)).unwrap();
 
     let train = fashion_mnist(dir.path(), Split::Train).unwrap();
-    assert_eq!(
-        (train.len(), train.shape(), train.classes()),
-        (3, [1, 2, 4], 10)
-    );
+    assert_eq!((train.len(), train.shape(), train.classes()), (3, [1, 2, 4], 10));
     assert_eq!(train.labels(), [9, 0, 4]);
     assert_eq!(train.image(2), &pixels[16..]);
     assert_eq!(train.class_names()[9], "Ankle boot");
     assert_eq!(fashion_mnist(dir.path(), Split::Test).unwrap(), train);
-    assert_eq!(
-        mnist(dir.path(), Split::Test).unwrap().class_names()[9],
-        "9"
-    );
+    assert_eq!(mnist(dir.path(), Split::Test).unwrap().class_names()[9], "9");
 }
 
 #[test]
@@ -88,10 +73,7 @@ fn idx_missing_file_says_what_and_where() {
     let dir = tempdir().unwrap();
     let error = fashion_mnist(dir.path(), Split::Train).unwrap_err();
     assert!(matches!(&error, DataError::Missing { path, .. } if path == dir.path()));
-    assert!(
-        error.to_string().contains("train-images-idx3-ubyte.gz"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("train-images-idx3-ubyte.gz"), "{error}");
 }
 
 #[test]
@@ -101,24 +83,13 @@ fn idx_truncated() {
     for cut in [0, 3, 15, 16, 23] {
         let dir = idx_dir(&whole[..cut], &labels);
         let error = fashion_mnist(dir.path(), Split::Test).unwrap_err();
-        let DataError::Truncated {
-            path,
-            expected,
-            actual,
-        } = &error
-        else {
-            panic!("{error}")
-        };
+        let DataError::Truncated { path, expected, actual } = &error else { panic!("{error}") };
         assert!(path.ends_with("t10k-images-idx3-ubyte"));
-        assert_eq!(
-            (*expected, *actual),
-            (if cut < 16 { 16 } else { 24 }, cut as u64)
-        );
+        assert_eq!((*expected, *actual), (if cut < 16 { 16 } else { 24 }, cut as u64));
     }
     // A gzip stream that stops early. Noise, so that the encoder has to keep its bytes.
-    let noise: Vec<u8> = (0..1 << 16)
-        .map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 24) as u8)
-        .collect();
+    let noise: Vec<u8> =
+        (0..1 << 16).map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let packed = gzip(&idx(&[16, 64, 64], &noise));
     let dir = idx_dir(&packed[..packed.len() / 2], &gzip(&idx(&[16], &[0; 16])));
     let error = fashion_mnist(dir.path(), Split::Test).unwrap_err();
@@ -142,10 +113,7 @@ fn idx_damaged_gzip_is_found() {
 fn idx_trailing_data() {
     let dir = idx_dir(&idx(&[2, 2, 2], &[7; 9]), &idx(&[2], &[0, 1]));
     let error = fashion_mnist(dir.path(), Split::Test).unwrap_err();
-    assert!(
-        matches!(error, DataError::TrailingData { expected: 24, .. }),
-        "{error}"
-    );
+    assert!(matches!(error, DataError::TrailingData { expected: 24, .. }), "{error}");
     // A gzip bomb: 256 MB of zeros behind a header for 8 bytes. Only one byte more is unpacked.
     let mut bomb = GzEncoder::new(Vec::new(), Compression::fast());
     bomb.write_all(&idx(&[2, 2, 2], &[])).unwrap();
@@ -154,10 +122,7 @@ fn idx_trailing_data() {
     }
     let dir = idx_dir(&bomb.finish().unwrap(), &idx(&[2], &[0, 1]));
     let error = fashion_mnist(dir.path(), Split::Test).unwrap_err();
-    assert!(
-        matches!(error, DataError::TrailingData { expected: 24, .. }),
-        "{error}"
-    );
+    assert!(matches!(error, DataError::TrailingData { expected: 24, .. }), "{error}");
 }
 
 #[test]
@@ -167,10 +132,9 @@ fn idx_header_cannot_make_us_allocate() {
         let error = fashion_mnist(dir.path(), Split::Test).unwrap_err();
         match dims[0] {
             // 2 GiB exactly is allowed, but is not there.
-            0x20_0000 => assert!(
-                matches!(error, DataError::Truncated { actual: 24, .. }),
-                "{error}"
-            ),
+            0x20_0000 => {
+                assert!(matches!(error, DataError::Truncated { actual: 24, .. }), "{error}")
+            }
             _ => assert!(matches!(error, DataError::TooLarge { .. }), "{error}"),
         }
     }
@@ -182,14 +146,7 @@ fn idx_bad_magic() {
     let dir = idx_dir(&[labels.clone(), vec![0; 30]].concat(), &labels);
     let error = fashion_mnist(dir.path(), Split::Test).unwrap_err();
     assert!(
-        matches!(
-            error,
-            DataError::BadMagic {
-                expected: 0x0803,
-                actual: 0x0801,
-                ..
-            }
-        ),
+        matches!(error, DataError::BadMagic { expected: 0x0803, actual: 0x0801, .. }),
         "{error}"
     );
 }
@@ -201,43 +158,16 @@ fn idx_contents_must_fit() {
     };
     let images = idx(&[2, 2, 2], &[7; 8]);
     let error = load(&images, &idx(&[3], &[0; 3]));
-    assert!(
-        matches!(
-            error,
-            DataError::CountMismatch {
-                images: 2,
-                labels: 3,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, DataError::CountMismatch { images: 2, labels: 3, .. }), "{error}");
     let error = load(&images, &idx(&[2], &[0, 10]));
     assert!(
-        matches!(
-            error,
-            DataError::LabelOutOfRange {
-                index: 1,
-                label: 10,
-                classes: 10,
-                ..
-            }
-        ),
+        matches!(error, DataError::LabelOutOfRange { index: 1, label: 10, classes: 10, .. }),
         "{error}"
     );
     let error = load(&idx(&[0, 2, 2], &[]), &idx(&[0], &[]));
     assert!(matches!(error, DataError::Empty { .. }), "{error}");
     let error = load(&idx(&[2, 0, 2], &[]), &idx(&[2], &[0, 0]));
-    assert!(
-        matches!(
-            error,
-            DataError::BadShape {
-                shape: [1, 0, 2],
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, DataError::BadShape { shape: [1, 0, 2], .. }), "{error}");
 }
 
 #[test]
@@ -245,26 +175,9 @@ fn in_memory_set_is_checked() {
     let new = |bytes, labels: Vec<u16>| {
         ImageSet::new(vec![0; bytes], [1, 2, 2], labels, vec!["only".into()]).unwrap_err()
     };
-    assert!(matches!(
-        new(7, vec![0]),
-        DataError::BadShape { bytes: 7, .. }
-    ));
-    assert!(matches!(
-        new(8, vec![0]),
-        DataError::CountMismatch {
-            images: 2,
-            labels: 1,
-            ..
-        }
-    ));
-    assert!(matches!(
-        new(4, vec![1]),
-        DataError::LabelOutOfRange {
-            index: 0,
-            label: 1,
-            ..
-        }
-    ));
+    assert!(matches!(new(7, vec![0]), DataError::BadShape { bytes: 7, .. }));
+    assert!(matches!(new(8, vec![0]), DataError::CountMismatch { images: 2, labels: 1, .. }));
+    assert!(matches!(new(4, vec![1]), DataError::LabelOutOfRange { index: 0, label: 1, .. }));
     assert!(matches!(new(0, vec![]), DataError::Empty { .. }));
     let overflow = ImageSet::new(vec![0; 4], [usize::MAX, 2, 2], vec![0], vec!["only".into()]);
     assert!(matches!(overflow, Err(DataError::BadShape { .. })));
@@ -276,18 +189,10 @@ fn cifar_binary_round_trip() {
     let file = dir.path().join("some.bin");
     fs::write(&file, cifar_records(12)).unwrap();
     let set = cifar10_bin(&file).unwrap();
-    assert_eq!(
-        (set.len(), set.shape(), set.classes()),
-        (12, [3, 32, 32], 10)
-    );
+    assert_eq!((set.len(), set.shape(), set.classes()), (12, [3, 32, 32], 10));
     assert_eq!(set.labels(), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]);
     assert_eq!(set.class_names()[9], "truck");
-    assert!(
-        set.image(11)
-            .iter()
-            .enumerate()
-            .all(|(pixel, &v)| v == (11 + pixel) as u8)
-    );
+    assert!(set.image(11).iter().enumerate().all(|(pixel, &v)| v == (11 + pixel) as u8));
     let spec = DataSpec::Cifar10Bin(file);
     assert_eq!(spec.load(Split::Test).unwrap(), set);
     assert!(!spec.has_splits());
@@ -302,31 +207,11 @@ fn cifar_binary_errors() {
         cifar10_bin(&file).unwrap_err()
     };
     let error = load(&cifar_records(2)[..3073 + 100]);
-    assert!(
-        matches!(
-            error,
-            DataError::Truncated {
-                expected: 6146,
-                actual: 3173,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, DataError::Truncated { expected: 6146, actual: 3173, .. }), "{error}");
     let mut wrong_label = cifar_records(3);
     wrong_label[3073] = 10;
     let error = load(&wrong_label);
-    assert!(
-        matches!(
-            error,
-            DataError::LabelOutOfRange {
-                index: 1,
-                label: 10,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, DataError::LabelOutOfRange { index: 1, label: 10, .. }), "{error}");
     assert!(error.to_string().contains("some.bin"), "{error}");
     assert!(matches!(load(&[]), DataError::Empty { .. }));
     let error = cifar10_bin(dir.path().join("other.bin")).unwrap_err();
@@ -334,16 +219,7 @@ fn cifar_binary_errors() {
     // Sparse: takes no room on the disk, and must not be read.
     fs::File::create(&file).unwrap().set_len(3 << 30).unwrap();
     let error = cifar10_bin(&file).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            DataError::TooLarge {
-                bytes: 0xc000_0000,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, DataError::TooLarge { bytes: 0xc000_0000, .. }), "{error}");
 }
 
 #[test]
@@ -352,18 +228,11 @@ fn cifar_folder_of_binary_batches() {
     let batches = dir.path().join("cifar-10-batches-bin");
     fs::create_dir(&batches).unwrap();
     for i in 1..=5 {
-        fs::write(
-            batches.join(format!("data_batch_{i}.bin")),
-            cifar_records(i),
-        )
-        .unwrap();
+        fs::write(batches.join(format!("data_batch_{i}.bin")), cifar_records(i)).unwrap();
     }
     fs::write(batches.join("test_batch.bin"), cifar_records(4)).unwrap();
     let train = cifar10(dir.path(), Split::Train).unwrap();
-    assert_eq!(
-        train.labels(),
-        [0, 0, 1, 0, 1, 2, 0, 1, 2, 3, 0, 1, 2, 3, 4]
-    );
+    assert_eq!(train.labels(), [0, 0, 1, 0, 1, 2, 0, 1, 2, 3, 0, 1, 2, 3, 4]);
     assert_eq!(cifar10(dir.path(), Split::Test).unwrap().len(), 4);
     assert_eq!(cifar10(&batches, Split::Test).unwrap().len(), 4);
 
@@ -415,11 +284,7 @@ mod images {
         assert_eq!(set.class_names(), ["ant", "cat"]);
         assert_eq!(set.labels(), [0, 1, 0, 1]);
         assert_eq!(set.shape(), [3, 2, 3]);
-        let expected = [
-            [10, 9, 10, 10, 10, 10],
-            [20, 8, 20, 20, 20, 20],
-            [30, 7, 30, 30, 30, 30],
-        ];
+        let expected = [[10, 9, 10, 10, 10, 10], [20, 8, 20, 20, 20, 20], [30, 7, 30, 30, 30, 30]];
         assert_eq!(set.image(1), expected.concat());
     }
 
@@ -452,12 +317,7 @@ mod images {
     fn cifar_tree_needs_ten_classes() {
         let dir = tempdir().unwrap();
         for class in 0..9 {
-            save(
-                &dir.path().join(format!("test/{class}/1.png")),
-                32,
-                32,
-                [class; 3],
-            );
+            save(&dir.path().join(format!("test/{class}/1.png")), 32, 32, [class; 3]);
         }
         let error = cifar10(dir.path(), Split::Test).unwrap_err();
         assert!(error.to_string().contains("there are 9"), "{error}");
@@ -479,20 +339,10 @@ fn builtin_set_is_balanced() {
             assert_eq!(count, per_class, "class {class} of {split}");
         }
         // The mean of the whole set is 0.286.
-        let sum: u64 = (0..set.len())
-            .flat_map(|i| set.image(i))
-            .map(|&v| u64::from(v))
-            .sum();
+        let sum: u64 = (0..set.len()).flat_map(|i| set.image(i)).map(|&v| u64::from(v)).sum();
         let mean = sum as f64 / 255.0 / (set.len() * 784) as f64;
         assert!((mean - 0.286).abs() < 0.005, "{mean}");
-        assert_eq!(
-            "builtin:fashion-mnist"
-                .parse::<DataSpec>()
-                .unwrap()
-                .load(split)
-                .unwrap(),
-            set
-        );
+        assert_eq!("builtin:fashion-mnist".parse::<DataSpec>().unwrap().load(split).unwrap(), set);
     }
 }
 
@@ -500,16 +350,7 @@ fn builtin_set_is_balanced() {
 #[test]
 fn builtin_set_names_its_feature() {
     let error = DataSpec::BuiltinFashionMnist.load(Split::Test).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            DataError::MissingFeature {
-                feature: "builtin-data",
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, DataError::MissingFeature { feature: "builtin-data", .. }), "{error}");
 }
 
 #[test]
@@ -523,14 +364,7 @@ fn specs_round_trip_and_unknown_ones_list_the_known() {
     ] {
         assert_eq!(text.parse::<DataSpec>().unwrap().to_string(), text);
     }
-    for text in [
-        "",
-        "cifar10",
-        "cifar10:",
-        "builtin:mnist",
-        "svhn:dir",
-        "CIFAR10:dir",
-    ] {
+    for text in ["", "cifar10", "cifar10:", "builtin:mnist", "svhn:dir", "CIFAR10:dir"] {
         let error = text.parse::<DataSpec>().unwrap_err();
         assert!(matches!(&error, DataError::UnknownSpec { given } if given == text));
         assert!(error.to_string().contains("cifar10-bin:FILE"), "{error}");
@@ -549,10 +383,7 @@ fn parts_of_a_set() {
     assert_eq!(set.subset(&[3, 4, 5, 6]), back);
     let picked = set.subset(&[6, 0, 6]);
     assert_eq!(picked.labels(), [0, 0, 0]);
-    assert_eq!(
-        (picked.image(0), picked.image(1)),
-        (set.image(6), set.image(0))
-    );
+    assert_eq!((picked.image(0), picked.image(1)), (set.image(6), set.image(0)));
     assert!(set.take(0).is_empty());
 }
 
@@ -640,10 +471,7 @@ mod batches {
     #[test]
     fn augmentation_depends_on_seed_epoch_and_sample_only() {
         let set = small_set(40);
-        let augment = Augment {
-            flip: Flip::Horizontal,
-            crop_padding: 2,
-        };
+        let augment = Augment { flip: Flip::Horizontal, crop_padding: 2 };
         let batch = |indices: &[usize], seed, epoch| {
             let (tensor, labels) =
                 set.batch_augmented(indices, augment, seed, epoch, &Device::flex());
@@ -653,16 +481,11 @@ mod batches {
         let (whole, labels) = batch(&all, 5, 1);
         assert_eq!(labels, set.batch(&all, &Device::flex()).1);
         assert!(whole.iter().all(|v| (0.0..=1.0).contains(v)));
-        assert_eq!(
-            batch(&[7, 39], 5, 1).0,
-            [&whole[7 * 24..8 * 24], &whole[39 * 24..]].concat()
-        );
+        assert_eq!(batch(&[7, 39], 5, 1).0, [&whole[7 * 24..8 * 24], &whole[39 * 24..]].concat());
         assert_ne!(batch(&all, 5, 2).0, whole);
         assert_ne!(batch(&all, 6, 1).0, whole);
         assert_ne!(whole, values(&set.batch(&all, &Device::flex()).0));
-        let plain = set
-            .batch_augmented(&all, Augment::default(), 5, 1, &Device::flex())
-            .0;
+        let plain = set.batch_augmented(&all, Augment::default(), 5, 1, &Device::flex()).0;
         assert_eq!(values(&plain), values(&set.batch(&all, &Device::flex()).0));
     }
 }

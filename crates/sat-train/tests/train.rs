@@ -27,25 +27,16 @@ fn images(n: usize) -> ImageSet {
         let stripe = if (x / 2) % 3 == i % 3 { 150 } else { 60 };
         (stripe + (i * 7919 + x * 104_729) % 83) as u8
     };
-    let pixels = (0..n)
-        .flat_map(|i| (0..144).map(move |x| pixel(i, x)))
-        .collect();
+    let pixels = (0..n).flat_map(|i| (0..144).map(move |x| pixel(i, x))).collect();
     let labels = (0..n).map(|i| (i % 3) as u16).collect();
     let names = ["a", "b", "c"].map(String::from).to_vec();
     ImageSet::new(pixels, [1, 12, 12], labels, names).unwrap()
 }
 
 fn config() -> ResNetConfig {
-    let stage = |channels, stride| StageConfig {
-        channels,
-        blocks: 1,
-        stride,
-    };
+    let stage = |channels, stride| StageConfig { channels, blocks: 1, stride };
     ResNetConfig {
-        stem: StemConfig {
-            channels: 4,
-            stride: 1,
-        },
+        stem: StemConfig { channels: 4, stride: 1 },
         stages: vec![stage(4, 1), stage(8, 2)],
         ..ResNetConfig::resnet20()
     }
@@ -63,14 +54,8 @@ fn recipe() -> Recipe {
         epochs: 3,
         batch_size: 8,
         seed: 11,
-        schedule: Schedule::Cyclic {
-            lr: 0.05,
-            peak: 0.4,
-        },
-        attack: Some(TrainingAttack {
-            eps: 0.1,
-            ..TrainingAttack::default()
-        }),
+        schedule: Schedule::Cyclic { lr: 0.05, peak: 0.4 },
+        attack: Some(TrainingAttack { eps: 0.1, ..TrainingAttack::default() }),
         ..Recipe::default()
     }
 }
@@ -116,13 +101,7 @@ fn the_same_seed_gives_the_same_weights_and_another_does_not() {
     let first = run(&recipe());
     assert_ne!(first, bits(&model()));
     assert_eq!(first, run(&recipe()));
-    assert_ne!(
-        first,
-        run(&Recipe {
-            seed: 12,
-            ..recipe()
-        })
-    );
+    assert_ne!(first, run(&Recipe { seed: 12, ..recipe() }));
 }
 
 #[test]
@@ -150,11 +129,7 @@ fn a_stopped_training_resumes_to_the_same_weights() {
         let resumed = train(other, &recipe(), &data, &device(), place, go_on).unwrap();
         assert!(resumed.is_finished());
         for (resumed, unbroken) in bits(&resumed.model).iter().zip(&bits(&unbroken.model)) {
-            assert!(
-                resumed == unbroken,
-                "stopped at {stop_at}: {} differs",
-                unbroken.0
-            );
+            assert!(resumed == unbroken, "stopped at {stop_at}: {} differs", unbroken.0);
         }
         assert_eq!(resumed.progress, unbroken.progress, "stopped at {stop_at}");
     }
@@ -165,10 +140,7 @@ fn training_learns_and_the_activation_parameter_moves() {
     let data = images(96);
     let recipe = Recipe {
         epochs: 30,
-        attack: Some(TrainingAttack {
-            eps: 0.05,
-            ..TrainingAttack::default()
-        }),
+        attack: Some(TrainingAttack { eps: 0.05, ..TrainingAttack::default() }),
         ..recipe()
     };
     let trained = train(model(), &recipe, &data, &device(), None, go_on).unwrap();
@@ -176,15 +148,9 @@ fn training_learns_and_the_activation_parameter_moves() {
     assert!(last.clean_accuracy > 0.8, "{last:?}");
     assert!(last.robust_accuracy > 0.6, "{last:?}");
     let moved = bits(&trained.model).into_iter().zip(bits(&model()));
-    let moved: Vec<_> = moved
-        .filter(|((path, _), _)| path.ends_with(".b"))
-        .collect();
+    let moved: Vec<_> = moved.filter(|((path, _), _)| path.ends_with(".b")).collect();
     // Some sites get a gradient too small to change a 20 in f32.
-    assert!(
-        moved
-            .iter()
-            .any(|((_, after), (_, before))| after != before)
-    );
+    assert!(moved.iter().any(|((_, after), (_, before))| after != before));
 }
 
 #[test]
@@ -197,15 +163,11 @@ fn the_statistics_come_from_the_adversarial_batch_alone() {
     let before = model();
     let goal = Goal::untargeted(labels.clone()).numbered_from(40);
     let pgd = attack.attack(recipe.seed);
-    let adversarial = pgd
-        .perturb(&Victim::new(&before), batch.clone(), goal, &attack.threat())
-        .unwrap();
+    let adversarial =
+        pgd.perturb(&Victim::new(&before), batch.clone(), goal, &attack.threat()).unwrap();
     sat_attack::Classifier::logits(&before, adversarial.autodiff());
     let statistics = |model: &Model| -> Vec<_> {
-        bits(model)
-            .into_iter()
-            .filter(|(path, _)| path.contains("running"))
-            .collect()
+        bits(model).into_iter().filter(|(path, _)| path.contains("running")).collect()
     };
     let want = statistics(&before);
     assert!(!want.is_empty());
@@ -224,17 +186,11 @@ fn weight_decay_spares_parameters_of_one_axis() {
     let (batch, labels) = data.batch(&(0..8).collect::<Vec<_>>(), &device());
     let (lr, momentum, decay) = (0.1f32, 0.9f32, 0.25f32);
     let after = |weight_decay: f64| {
-        let recipe = Recipe {
-            weight_decay,
-            attack: None,
-            ..recipe()
-        };
+        let recipe = Recipe { weight_decay, attack: None, ..recipe() };
         let model = model();
         let mut sgd = optimizer(&recipe, &model);
         let step = AdversarialStep::new(&recipe);
-        let (model, _) = step
-            .run(model, &mut sgd, lr.into(), batch.clone(), &labels, 0)
-            .unwrap();
+        let (model, _) = step.run(model, &mut sgd, lr.into(), batch.clone(), &labels, 0).unwrap();
         bits(&model)
     };
     let start = bits(&model());
@@ -266,15 +222,9 @@ fn momentum_is_nesterovs_as_pytorch_defines_it() {
         w: Param<Tensor<2>>,
     }
     let device = device();
-    let mut model = Single {
-        w: Param::from_data([[1.0, -2.0]], &device),
-    };
+    let mut model = Single { w: Param::from_data([[1.0, -2.0]], &device) };
     let gradient = [[0.5f32, 0.25]];
-    let recipe = Recipe {
-        momentum: 0.9,
-        weight_decay: 0.1,
-        ..Recipe::default()
-    };
+    let recipe = Recipe { momentum: 0.9, weight_decay: 0.1, ..Recipe::default() };
     let mut sgd = optimizer(&recipe, &model);
     let (mut w, mut v) = ([1.0f64, -2.0], [0.0f64; 2]);
     for step in 0..4 {
@@ -288,10 +238,7 @@ fn momentum_is_nesterovs_as_pytorch_defines_it() {
         }
         let got: Vec<f32> = model.w.val().into_data().try_into_vec().unwrap();
         for (got, want) in got.iter().zip(w) {
-            assert!(
-                (f64::from(*got) - want).abs() < 1e-5,
-                "step {step}: {got}, not {want}"
-            );
+            assert!((f64::from(*got) - want).abs() < 1e-5, "step {step}: {got}, not {want}");
         }
     }
 }
@@ -302,9 +249,7 @@ fn label_smoothing_follows_pytorch() {
     let logits = TensorData::from([[0.5f32, -1.0, 2.0], [1.5, 0.25, -0.75]]);
     let loss = |smoothing: f64| -> f64 {
         let logits = Tensor::<2>::from_data(logits.clone(), &Device::flex());
-        smoothed_cross_entropy(logits, &[2, 0], smoothing)
-            .into_scalar::<f32>()
-            .into()
+        smoothed_cross_entropy(logits, &[2, 0], smoothing).into_scalar::<f32>().into()
     };
     let rows = [[0.5f64, -1.0, 2.0], [1.5, 0.25, -0.75]];
     let want = |smoothing: f64| -> f64 {
@@ -330,71 +275,23 @@ fn a_label_beyond_the_classes_panics() {
 #[test]
 fn bad_recipes_are_named() {
     let field = |recipe: Recipe| recipe.validate().unwrap_err().field;
-    assert_eq!(
-        field(Recipe {
-            epochs: 0,
-            ..recipe()
-        }),
-        "epochs"
-    );
-    assert_eq!(
-        field(Recipe {
-            batch_size: 0,
-            ..recipe()
-        }),
-        "batch_size"
-    );
-    assert_eq!(
-        field(Recipe {
-            momentum: 1.0,
-            ..recipe()
-        }),
-        "momentum"
-    );
-    assert_eq!(
-        field(Recipe {
-            weight_decay: f64::NAN,
-            ..recipe()
-        }),
-        "weight_decay"
-    );
-    assert_eq!(
-        field(Recipe {
-            label_smoothing: -0.1,
-            ..recipe()
-        }),
-        "label_smoothing"
-    );
+    assert_eq!(field(Recipe { epochs: 0, ..recipe() }), "epochs");
+    assert_eq!(field(Recipe { batch_size: 0, ..recipe() }), "batch_size");
+    assert_eq!(field(Recipe { momentum: 1.0, ..recipe() }), "momentum");
+    assert_eq!(field(Recipe { weight_decay: f64::NAN, ..recipe() }), "weight_decay");
+    assert_eq!(field(Recipe { label_smoothing: -0.1, ..recipe() }), "label_smoothing");
     let lr = Schedule::Constant { lr: 0.0 };
-    assert_eq!(
-        field(Recipe {
-            schedule: lr,
-            ..recipe()
-        }),
-        "schedule.lr"
-    );
+    assert_eq!(field(Recipe { schedule: lr, ..recipe() }), "schedule.lr");
 
     for eps in [-0.1, f64::NAN] {
-        let attack = Some(TrainingAttack {
-            eps,
-            ..TrainingAttack::default()
-        });
+        let attack = Some(TrainingAttack { eps, ..TrainingAttack::default() });
         let recipe = Recipe { attack, ..recipe() };
         let error = train(model(), &recipe, &images(40), &device(), None, go_on).unwrap_err();
-        assert!(
-            matches!(error, TrainError::Attack { step: 1, .. }),
-            "{error}"
-        );
+        assert!(matches!(error, TrainError::Attack { step: 1, .. }), "{error}");
         assert!(error.to_string().contains("eps"), "{error}");
     }
     let error = train(model(), &recipe(), &images(7), &device(), None, go_on).unwrap_err();
-    assert!(matches!(
-        error,
-        TrainError::TooFewSamples {
-            samples: 7,
-            batch_size: 8
-        }
-    ));
+    assert!(matches!(error, TrainError::TooFewSamples { samples: 7, batch_size: 8 }));
 
     let unknown = serde_json::from_str::<Recipe>("{\"epoch\": 3}").unwrap_err();
     assert!(unknown.to_string().contains("epoch"), "{unknown}");
@@ -404,19 +301,10 @@ fn bad_recipes_are_named() {
 
 #[test]
 fn a_loss_that_is_no_number_stops_the_training() {
-    let recipe = Recipe {
-        schedule: Schedule::Constant { lr: 1e30 },
-        ..recipe()
-    };
+    let recipe = Recipe { schedule: Schedule::Constant { lr: 1e30 }, ..recipe() };
     let error = train(model(), &recipe, &images(40), &device(), None, go_on).unwrap_err();
     // The attack or the loss meets the first infinity.
-    assert!(
-        matches!(
-            error,
-            TrainError::Diverged { .. } | TrainError::Attack { .. }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, TrainError::Diverged { .. } | TrainError::Attack { .. }), "{error}");
 }
 
 #[test]
@@ -426,53 +314,23 @@ fn bad_checkpoints_are_told_apart_and_left_alone() {
     let checkpoints = Checkpoints::open(folder.path()).unwrap();
     let stop = |_: &Progress| ControlFlow::Break(());
     let run = |model: Model, recipe: &Recipe, start| {
-        train(
-            model,
-            recipe,
-            &data,
-            &device(),
-            Some((&checkpoints, start)),
-            stop,
-        )
+        train(model, recipe, &data, &device(), Some((&checkpoints, start)), stop)
     };
     run(model(), &recipe(), Start::Fresh).unwrap();
     let first = checkpoints.latest().unwrap().unwrap();
 
     let occupied = run(model(), &recipe(), Start::Fresh).unwrap_err();
-    assert!(matches!(
-        occupied,
-        TrainError::Checkpoint(CheckpointError::Occupied { .. })
-    ));
-    let other = run(
-        model(),
-        &Recipe {
-            seed: 5,
-            ..recipe()
-        },
-        Start::Resume,
-    )
-    .unwrap_err();
-    assert!(matches!(
-        other,
-        TrainError::Checkpoint(CheckpointError::OtherRun { .. })
-    ));
+    assert!(matches!(occupied, TrainError::Checkpoint(CheckpointError::Occupied { .. })));
+    let other = run(model(), &Recipe { seed: 5, ..recipe() }, Start::Resume).unwrap_err();
+    assert!(matches!(other, TrainError::Checkpoint(CheckpointError::OtherRun { .. })));
     let larger = config().with_classes(4).init(0, &device());
     let larger = Normalized::to_plus_minus_one(larger, 1);
     let other = run(larger, &recipe(), Start::Resume).unwrap_err();
-    assert!(
-        matches!(
-            other,
-            TrainError::Checkpoint(CheckpointError::OtherModel { .. })
-        ),
-        "{other}"
-    );
+    assert!(matches!(other, TrainError::Checkpoint(CheckpointError::OtherModel { .. })), "{other}");
 
     // Truncated, flipped, and text that is no JSON.
     for (file, damage) in [
-        (
-            "model.bpk",
-            (|bytes| bytes.truncate(bytes.len() / 2)) as fn(&mut Vec<u8>),
-        ),
+        ("model.bpk", (|bytes| bytes.truncate(bytes.len() / 2)) as fn(&mut Vec<u8>)),
         ("optimizer.bpk", |bytes| bytes[100] ^= 1),
         ("state.json", |bytes| bytes.truncate(10)),
     ] {
@@ -483,10 +341,7 @@ fn bad_checkpoints_are_told_apart_and_left_alone() {
         fs::write(&path, bad).unwrap();
         let error = run(model(), &recipe(), Start::Resume).unwrap_err();
         assert!(
-            matches!(
-                error,
-                TrainError::Checkpoint(CheckpointError::Damaged { .. })
-            ),
+            matches!(error, TrainError::Checkpoint(CheckpointError::Damaged { .. })),
             "{file}: {error}"
         );
         assert!(error.to_string().contains(file), "{error}");
@@ -512,10 +367,7 @@ fn a_checkpoint_that_cannot_be_written_leaves_the_one_before() {
     fs::write(folder.path().join("checkpoint-00000010"), "in the way").unwrap();
     let place = Some((&checkpoints, Start::Resume));
     let error = train(model(), &recipe(), &data, &device(), place, go_on).unwrap_err();
-    assert!(
-        matches!(error, TrainError::Checkpoint(CheckpointError::Read { .. })),
-        "{error}"
-    );
+    assert!(matches!(error, TrainError::Checkpoint(CheckpointError::Read { .. })), "{error}");
     fs::remove_file(folder.path().join("checkpoint-00000010")).unwrap();
 
     let block = |progress: &Progress| {
@@ -525,17 +377,8 @@ fn a_checkpoint_that_cannot_be_written_leaves_the_one_before() {
         ControlFlow::Continue(())
     };
     let error = train(model(), &recipe(), &data, &device(), place, block).unwrap_err();
-    assert!(
-        matches!(error, TrainError::Checkpoint(CheckpointError::Write { .. })),
-        "{error}"
-    );
-    assert!(
-        folder
-            .path()
-            .join("checkpoint-00000005")
-            .join("state.json")
-            .exists()
-    );
+    assert!(matches!(error, TrainError::Checkpoint(CheckpointError::Write { .. })), "{error}");
+    assert!(folder.path().join("checkpoint-00000005").join("state.json").exists());
     let left: Vec<_> = fs::read_dir(folder.path()).unwrap().collect();
     assert_eq!(left.len(), 2, "no drafts are left behind: {left:?}");
     fs::remove_file(folder.path().join("checkpoint-00000010")).unwrap();

@@ -26,12 +26,7 @@ fn a_linear_model_is_attacked_optimally() {
     let x = images(1, [3, 2, 4, 4], 0.4, 0.6);
     let goal = Goal::untargeted([0, 1, 0]);
     let difference = |label: usize| {
-        let column = |k: usize| {
-            weight
-                .clone()
-                .slice([0..32, k..k + 1])
-                .reshape([1, 2, 4, 4])
-        };
+        let column = |k: usize| weight.clone().slice([0..32, k..k + 1]).reshape([1, 2, 4, 4]);
         column(1 - label) - column(label)
     };
     let direction = Tensor::cat([0, 1, 0].map(difference).to_vec(), 0);
@@ -46,9 +41,8 @@ fn a_linear_model_is_attacked_optimally() {
     for eps in [0.05, 0.5] {
         let best = (x.clone() + direction.clone().sign() * eps).clamp(0.0, 1.0);
         for attack in attacks {
-            let adv = attack
-                .run(&victim, x.clone(), goal.clone(), &ThreatModel::linf(eps))
-                .unwrap();
+            let adv =
+                attack.run(&victim, x.clone(), goal.clone(), &ThreatModel::linf(eps)).unwrap();
             let error = (adv.images - best.clone()).abs().max().into_scalar::<f32>();
             assert!(error < 1e-6, "eps {eps}: off by {error}");
         }
@@ -57,9 +51,7 @@ fn a_linear_model_is_attacked_optimally() {
     let length = direction.clone().square().sum_dims(&[1, 2, 3]).sqrt();
     let best = x.clone() + direction / length * 0.3;
     for attack in attacks {
-        let adv = attack
-            .run(&victim, x.clone(), goal.clone(), &ThreatModel::l2(0.3))
-            .unwrap();
+        let adv = attack.run(&victim, x.clone(), goal.clone(), &ThreatModel::l2(0.3)).unwrap();
         let error = (adv.images - best.clone()).abs().max().into_scalar::<f32>();
         assert!(error < 1e-5, "L2: off by {error}");
     }
@@ -70,13 +62,7 @@ fn attacks_succeed_on_a_network_and_more_steps_help() {
     let victim = convolutional(1, 5);
     let x = batch(2, 16);
     let goal = Goal::untargeted(labels(&victim, &x));
-    let clean = run(
-        &Fgsm::default(),
-        &victim,
-        &x,
-        &goal,
-        &ThreatModel::linf(0.0),
-    );
+    let clean = run(&Fgsm::default(), &victim, &x, &goal, &ThreatModel::linf(0.0));
     assert_eq!(clean.fooled(), 0);
     for threat in threats() {
         let one = run(&Fgsm::default(), &victim, &x, &goal, &threat);
@@ -106,10 +92,7 @@ fn success_predictions_and_loss_describe_the_returned_images() {
             let device = Device::flex();
             let index: Vec<i64> = classes.iter().map(|&class| class as i64).collect();
             let index = Tensor::<1, Int>::from_data(TensorData::new(index, [12]), &device);
-            let loss = to_vec(cross_entropy(
-                victim.logits(adv.images.clone()).unwrap(),
-                index,
-            ));
+            let loss = to_vec(cross_entropy(victim.logits(adv.images.clone()).unwrap(), index));
             for (row, &class) in classes.iter().enumerate() {
                 assert_eq!(adv.success[row], predictions[row] != class);
                 assert!((adv.loss[row] - loss[row]).abs() < 1e-5);
@@ -193,10 +176,7 @@ fn early_exit_keeps_the_clean_image_of_a_sample_that_is_wrong_already() {
     classes[2] = (classes[2] + 1) % 3;
     let goal = Goal::untargeted(classes);
     let threat = ThreatModel::linf(1e-4);
-    for attack in [
-        Pgd::default().stop_when_fooled(),
-        deterministic().stop_when_fooled(),
-    ] {
+    for attack in [Pgd::default().stop_when_fooled(), deterministic().stop_when_fooled()] {
         let adv = run(&attack, &victim, &x, &goal, &threat);
         assert_eq!(adv.success, [false, false, true, false]);
         let row = |t: &Tensor<4>| bits(&t.clone().slice([2..3]));
@@ -251,9 +231,7 @@ fn passes_are_counted_and_perturb_makes_no_more_than_the_steps() {
     let attack = Pgd::default().steps(7);
     let threat = ThreatModel::linf(0.1);
 
-    let adv = attack
-        .perturb(&victim, x.clone(), goal.clone(), &threat)
-        .unwrap();
+    let adv = attack.perturb(&victim, x.clone(), goal.clone(), &threat).unwrap();
     assert_eq!(calls.replace(0), 7);
     let full = run(&attack, &victim, &x, &goal, &threat);
     assert_eq!(calls.replace(0), 8);
@@ -271,13 +249,7 @@ fn targeted_attacks_raise_the_target() {
     let x = batch(2, 8);
     let targets: Vec<usize> = labels(&victim, &x).iter().map(|k| (k + 2) % 5).collect();
     let goal = Goal::targeted(targets.clone());
-    let clean = run(
-        &Fgsm::default(),
-        &victim,
-        &x,
-        &goal,
-        &ThreatModel::linf(0.0),
-    );
+    let clean = run(&Fgsm::default(), &victim, &x, &goal, &ThreatModel::linf(0.0));
     assert_eq!(clean.fooled(), 0);
     for threat in [ThreatModel::linf(0.2), ThreatModel::l2(1.0)] {
         let adv = run(&Pgd::default().steps(20), &victim, &x, &goal, &threat);
@@ -370,9 +342,7 @@ fn the_start_is_random_with_the_given_probability_for_the_whole_batch() {
     assert!(!moved(one_step.clone().random_start(RandomStart::Never), 0));
 
     let attack = one_step.random_start(RandomStart::WithProbability(0.8));
-    let by_seed = (0..500)
-        .filter(|&s| moved(attack.clone().seed(s), 0))
-        .count();
+    let by_seed = (0..500).filter(|&s| moved(attack.clone().seed(s), 0)).count();
     let by_sample = (0..500).filter(|&n| moved(attack.clone(), 2 * n)).count();
     // 400 expected, standard deviation 9.
     assert!((355..=445).contains(&by_seed), "{by_seed}");
@@ -386,19 +356,10 @@ fn a_custom_loss_is_followed() {
     let weight = tensor(6, [32, 3]);
     let x = images(7, [1, 2, 4, 4], 0.4, 0.6);
     let loss = Loss::custom("minus_logit", |logits, classes: Tensor<1, Int>| {
-        logits
-            .gather(1, classes.unsqueeze_dim(1))
-            .squeeze_dim::<1>(1)
-            .neg()
+        logits.gather(1, classes.unsqueeze_dim(1)).squeeze_dim::<1>(1).neg()
     });
     let attack = Fgsm::default().loss(loss);
-    let adv = run(
-        &attack,
-        &victim,
-        &x,
-        &Goal::untargeted([1]),
-        &ThreatModel::linf(0.1),
-    );
+    let adv = run(&attack, &victim, &x, &Goal::untargeted([1]), &ThreatModel::linf(0.1));
     let column = weight.slice([0..32, 1..2]).reshape([1, 2, 4, 4]);
     let expected = x - column.sign() * 0.1;
     assert_eq!(bits(&adv.images), bits(&expected));
@@ -412,9 +373,7 @@ fn normalisation_stays_inside_the_victim() {
     let victim = linear(5, 3).normalize(&mean, &std).unwrap();
     let by_hand = Victim::from_fn(|x: Tensor<4>| {
         let row = |v: [f64; 2]| Tensor::<4>::from_data([[[[v[0]]], [[v[1]]]]], &Device::flex());
-        ((x - row(mean)) / row(std))
-            .flatten::<2>(1, 3)
-            .matmul(weight.clone())
+        ((x - row(mean)) / row(std)).flatten::<2>(1, 3).matmul(weight.clone())
     });
     let x = batch(1, 4);
     let goal = Goal::untargeted([0, 1, 2, 0]);
@@ -441,13 +400,10 @@ fn the_input_gradient_matches_finite_differences() {
     let classes = Tensor::<1, Int>::from_ints([1, 3], &device);
     let loss = |x: Tensor<4>| {
         let logits = victim.logits(x).unwrap();
-        cross_entropy(logits, classes.clone())
-            .sum()
-            .into_scalar::<f64>()
+        cross_entropy(logits, classes.clone()).sum().into_scalar::<f64>()
     };
-    let (_, gradient) = victim
-        .input_gradient(x.clone(), |z| Ok(cross_entropy(z, classes.clone())))
-        .unwrap();
+    let (_, gradient) =
+        victim.input_gradient(x.clone(), |z| Ok(cross_entropy(z, classes.clone()))).unwrap();
     assert_eq!(gradient.dtype(), DType::F64);
     let gradient: Vec<f64> = gradient.try_into_vec_as().unwrap();
     let step = 1e-6;
@@ -458,11 +414,7 @@ fn the_input_gradient_matches_finite_differences() {
         let shift = Tensor::<4>::from_data(shift, (&device, DType::F64));
         let slope = (loss(x.clone() + shift.clone()) - loss(x.clone() - shift)) / (2.0 * step);
         let error = (slope - gradient[pixel]).abs();
-        assert!(
-            error < 1e-7,
-            "pixel {pixel}: {slope} against {}",
-            gradient[pixel]
-        );
+        assert!(error < 1e-7, "pixel {pixel}: {slope} against {}", gradient[pixel]);
     }
 }
 
@@ -497,9 +449,7 @@ fn images_on_an_autodiff_device_are_taken_out_of_their_graph() {
     let adv = run(&Pgd::default(), &victim, &tracked, &goal, &threat);
     assert!(!adv.images.is_autodiff());
     assert_eq!(bits(&adv.images), bits(&plain.images));
-    let light = Pgd::default()
-        .perturb(&victim, tracked, goal, &threat)
-        .unwrap();
+    let light = Pgd::default().perturb(&victim, tracked, goal, &threat).unwrap();
     assert!(!light.is_autodiff());
 }
 
@@ -523,39 +473,25 @@ fn evaluation_counts_and_does_not_depend_on_the_batch_size() {
             let end = (start + size).min(10);
             (x.clone().slice([start..end]), classes[start..end].to_vec())
         });
-        evaluate(&victim, &Pgd::default(), batches, &threat, |_| {
-            ControlFlow::Continue(())
-        })
-        .unwrap()
+        evaluate(&victim, &Pgd::default(), batches, &threat, |_| ControlFlow::Continue(())).unwrap()
     };
     let report = measure(10);
     assert_eq!((report.n, report.clean_correct), (10, 9));
     assert!(report.complete);
     assert!(report.robust_correct > 0 && report.robust_correct < 9);
     assert_eq!(report.clean_accuracy(), 0.9);
-    assert_eq!(
-        report.robust_accuracy(),
-        report.robust_correct as f64 / 10.0
-    );
+    assert_eq!(report.robust_accuracy(), report.robust_correct as f64 / 10.0);
     // The clean pass, ten steps and the final check, for each image.
     assert_eq!((report.cost.forwards, report.cost.backwards), (120, 100));
     let robust = report.per_sample.iter().filter(|r| r.robust).count();
     assert_eq!(robust, report.robust_correct);
-    let mean = report
-        .per_sample
-        .iter()
-        .map(|r| f64::from(r.adv_ce))
-        .sum::<f64>()
-        / 10.0;
+    let mean = report.per_sample.iter().map(|r| f64::from(r.adv_ce)).sum::<f64>() / 10.0;
     assert!((mean - report.adv_ce).abs() < 1e-9);
     for (index, record) in report.per_sample.iter().enumerate() {
         assert_eq!((record.index, record.label), (index, classes[index]));
         let correct = record.clean_prediction == record.label;
         assert_eq!(correct, index != 3);
-        assert_eq!(
-            record.robust,
-            correct && record.adv_prediction == record.label
-        );
+        assert_eq!(record.robust, correct && record.adv_prediction == record.label);
     }
 
     let small = measure(3);
@@ -572,21 +508,15 @@ fn evaluation_stops_when_asked_and_returns_what_it_has() {
     let batches = (0..5).map(|seed| (batch(seed, 2), [0, 1]));
     let threat = ThreatModel::linf(0.1);
     let report = evaluate(&victim, &Fgsm::default(), batches, &threat, |report| {
-        if report.n >= 4 {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
+        if report.n >= 4 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })
     .unwrap();
     assert_eq!((report.n, report.per_sample.len()), (4, 4));
     assert!(!report.complete);
 
     let none: [(Tensor<4>, Vec<usize>); 0] = [];
-    let empty = evaluate(&victim, &Fgsm::default(), none, &threat, |_| {
-        ControlFlow::Continue(())
-    })
-    .unwrap();
+    let empty =
+        evaluate(&victim, &Fgsm::default(), none, &threat, |_| ControlFlow::Continue(())).unwrap();
     assert!(empty.complete);
     assert_eq!(empty.robust_accuracy(), 0.0);
 }
@@ -608,13 +538,9 @@ fn settings_and_reports_serialise() {
     assert_eq!(serde_json::from_str::<ThreatModel>(&json).unwrap(), threat);
 
     let victim = linear(6, 3);
-    let report = evaluate(
-        &victim,
-        &Fgsm::default(),
-        [(batch(1, 2), [0, 1])],
-        &threat,
-        |_| ControlFlow::Continue(()),
-    )
+    let report = evaluate(&victim, &Fgsm::default(), [(batch(1, 2), [0, 1])], &threat, |_| {
+        ControlFlow::Continue(())
+    })
     .unwrap();
     let json = serde_json::to_string(&report).unwrap();
     let back: sat_attack::Report = serde_json::from_str(&json).unwrap();
@@ -628,9 +554,7 @@ fn run(
     goal: &Goal,
     threat: &ThreatModel,
 ) -> Adversarial {
-    attack
-        .run(victim, images.clone(), goal.clone(), threat)
-        .unwrap()
+    attack.run(victim, images.clone(), goal.clone(), threat).unwrap()
 }
 
 fn total(adv: &Adversarial) -> f32 {

@@ -37,9 +37,7 @@ fn with_pixel(value: f32) -> Tensor<4> {
 fn setting(attack: Pgd) -> &'static str {
     let threat = ThreatModel::linf(0.1);
     let goal = Goal::untargeted([0, 1]);
-    let error = attack
-        .run(&untouched(), batch(1, 2), goal.clone(), &threat)
-        .unwrap_err();
+    let error = attack.run(&untouched(), batch(1, 2), goal.clone(), &threat).unwrap_err();
     let light = attack.perturb(&untouched(), batch(1, 2), goal, &threat);
     assert!(matches!(light, Err(AttackError::InvalidSetting { .. })));
     match error {
@@ -68,10 +66,7 @@ fn invalid_threats() {
     }
     let threat = ThreatModel::linf(0.0).eps_per_sample(vec![0.1; 3]);
     let result = attack(&untouched(), batch(1, 2), goal(), &threat);
-    assert!(matches!(
-        result,
-        Err(AttackError::EpsCount { eps: 3, images: 2 })
-    ));
+    assert!(matches!(result, Err(AttackError::EpsCount { eps: 3, images: 2 })));
     let threat = ThreatModel::linf(0.1).bounds(1.0, 0.0);
     let result = attack(&untouched(), batch(1, 2), goal(), &threat);
     assert!(matches!(result, Err(AttackError::InvalidBounds { .. })));
@@ -83,10 +78,7 @@ fn images_that_are_not_finite_or_leave_the_bounds() {
     for threat in [ThreatModel::linf(0.1), ThreatModel::l2(0.1)] {
         for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let result = attack(&untouched(), with_pixel(value), goal(), &threat);
-            assert!(matches!(
-                result,
-                Err(AttackError::NonFiniteImage { sample: 1, .. })
-            ));
+            assert!(matches!(result, Err(AttackError::NonFiniteImage { sample: 1, .. })));
         }
         for value in [-0.25, 1.5] {
             let result = attack(&untouched(), with_pixel(value), goal(), &threat);
@@ -102,38 +94,22 @@ fn images_that_are_not_finite_or_leave_the_bounds() {
 fn labels_of_the_wrong_number_or_class() {
     let threat = ThreatModel::linf(0.1);
     let result = attack(&untouched(), batch(1, 3), Goal::untargeted([0, 1]), &threat);
-    assert!(matches!(
-        result,
-        Err(AttackError::LabelCount {
-            labels: 2,
-            images: 3
-        })
-    ));
+    assert!(matches!(result, Err(AttackError::LabelCount { labels: 2, images: 3 })));
 
     let victim = linear(6, 3);
     for goal in [Goal::untargeted([0, 1, 3]), Goal::targeted([0, 1, 3])] {
         let error = attack(&victim, batch(1, 3), goal, &threat).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "sample 2 has label 3, but the model has 3 classes"
-        );
+        assert_eq!(error.to_string(), "sample 2 has label 3, but the model has 3 classes");
     }
     let negative = Tensor::<1, Int>::from_ints([0, -1, 1], &Device::flex());
     let result = attack(&victim, batch(1, 3), Goal::untargeted(negative), &threat);
     assert!(matches!(
         result,
-        Err(AttackError::LabelOutOfRange {
-            sample: 1,
-            label: -1,
-            classes: 3
-        })
+        Err(AttackError::LabelOutOfRange { sample: 1, label: -1, classes: 3 })
     ));
     let huge = Goal::untargeted([0, usize::MAX, 1]);
     let result = attack(&victim, batch(1, 3), huge, &threat);
-    assert!(matches!(
-        result,
-        Err(AttackError::LabelOutOfRange { sample: 1, .. })
-    ));
+    assert!(matches!(result, Err(AttackError::LabelOutOfRange { sample: 1, .. })));
 }
 
 #[test]
@@ -167,10 +143,7 @@ fn explicit_starts_of_the_wrong_shape_or_with_nan() {
             &threat,
         )
     };
-    assert!(matches!(
-        run(batch(1, 2)),
-        Err(AttackError::StartShape { .. })
-    ));
+    assert!(matches!(run(batch(1, 2)), Err(AttackError::StartShape { .. })));
     assert!(matches!(
         run(with_pixel(f32::NAN)),
         Err(AttackError::NonFiniteStart { sample: 1, .. })
@@ -184,10 +157,7 @@ fn normalisations() {
         normalize(&[0.5, 0.5], &[0.5]),
         AttackError::NormalizationLength { mean: 2, std: 1 }
     ));
-    assert!(matches!(
-        normalize(&[], &[]),
-        AttackError::NormalizationLength { .. }
-    ));
+    assert!(matches!(normalize(&[], &[]), AttackError::NormalizationLength { .. }));
     for std in [0.0, -1.0, f64::NAN, f64::INFINITY] {
         assert!(matches!(
             normalize(&[0.5, 0.5], &[0.5, std]),
@@ -202,13 +172,7 @@ fn normalisations() {
     let victim = untouched().normalize(&[0.5; 3], &[0.5; 3]).unwrap();
     let threat = ThreatModel::linf(0.1);
     let result = attack(&victim, batch(1, 2), Goal::untargeted([0, 1]), &threat);
-    assert!(matches!(
-        result,
-        Err(AttackError::ChannelCount {
-            images: 2,
-            normalization: 3
-        })
-    ));
+    assert!(matches!(result, Err(AttackError::ChannelCount { images: 2, normalization: 3 })));
 }
 
 #[test]
@@ -218,14 +182,7 @@ fn models_that_return_the_wrong_thing() {
 
     let rows = Victim::from_fn(|x| x.reshape([1, 64]));
     let result = attack(&rows, batch(1, 2), goal(), &threat);
-    assert!(matches!(
-        result,
-        Err(AttackError::LogitsShape {
-            rows: 1,
-            classes: 64,
-            images: 2
-        })
-    ));
+    assert!(matches!(result, Err(AttackError::LogitsShape { rows: 1, classes: 64, images: 2 })));
 
     let detached = Victim::from_fn(|x| x.detach().flatten::<2>(1, 3).narrow(1, 0, 3));
     let result = attack(&detached, batch(1, 2), goal(), &threat);
@@ -236,13 +193,8 @@ fn models_that_return_the_wrong_thing() {
     assert!(matches!(result, Err(AttackError::NoGradient)));
 
     let loss = Loss::custom("mean", |logits, _| logits.mean());
-    let result = Fgsm::default()
-        .loss(loss)
-        .run(&linear(6, 3), batch(1, 2), goal(), &threat);
-    assert!(matches!(
-        result,
-        Err(AttackError::LossShape { values: 1, .. })
-    ));
+    let result = Fgsm::default().loss(loss).run(&linear(6, 3), batch(1, 2), goal(), &threat);
+    assert!(matches!(result, Err(AttackError::LossShape { values: 1, .. })));
 }
 
 #[test]
@@ -255,10 +207,7 @@ fn nan_in_logits_or_gradients_is_not_robustness() {
     };
     let victim = Victim::from_fn(poison);
     let result = victim.predict(batch(1, 2));
-    assert!(matches!(
-        result,
-        Err(AttackError::NonFiniteLogits { sample: 1 })
-    ));
+    assert!(matches!(result, Err(AttackError::NonFiniteLogits { sample: 1 })));
     let run = |victim: &Victim<'_>, attack: Pgd| {
         attack.run(victim, batch(1, 2), Goal::untargeted([0, 1]), &threat)
     };
@@ -284,11 +233,7 @@ fn nan_in_logits_or_gradients_is_not_robustness() {
 fn evaluations_with_too_few_radii() {
     let threat = ThreatModel::linf(0.0).eps_per_sample(vec![0.1; 3]);
     let batches = [(batch(1, 2), [0, 1]), (batch(2, 2), [0, 1])];
-    let result = evaluate(&linear(6, 3), &Fgsm::default(), batches, &threat, |_| {
-        ControlFlow::Continue(())
-    });
-    assert!(matches!(
-        result,
-        Err(AttackError::EpsCount { eps: 3, images: 4 })
-    ));
+    let result =
+        evaluate(&linear(6, 3), &Fgsm::default(), batches, &threat, |_| ControlFlow::Continue(()));
+    assert!(matches!(result, Err(AttackError::EpsCount { eps: 3, images: 4 })));
 }

@@ -20,10 +20,7 @@ fn assert_inside(adversarial: Tensor<4>, clean: Tensor<4>, threat: &ThreatModel,
         let mut squares = 0.0;
         for (a, x) in adversarial[rows.clone()].iter().zip(&clean[rows]) {
             let (a, x) = (f64::from(*a), f64::from(*x));
-            assert!(
-                (lower..=upper).contains(&a),
-                "{a} leaves [{lower}, {upper}]"
-            );
+            assert!((lower..=upper).contains(&a), "{a} leaves [{lower}, {upper}]");
             largest = largest.max((a - x).abs());
             squares += (a - x).powi(2);
         }

@@ -71,12 +71,8 @@ fn statistics_and_weights_are_bit_identical_afterwards() {
     let threat = ThreatModel::linf(0.1);
     for images in [batch(2, 4), batch(2, 4).autodiff()] {
         for attack in [&Pgd::default() as &dyn Attack, &Fgsm::default()] {
-            attack
-                .run(&victim, images.clone(), goal(), &threat)
-                .unwrap();
-            attack
-                .perturb(&victim, images.clone(), goal(), &threat)
-                .unwrap();
+            attack.run(&victim, images.clone(), goal(), &threat).unwrap();
+            attack.perturb(&victim, images.clone(), goal(), &threat).unwrap();
         }
         victim.logits(images).unwrap();
     }
@@ -99,9 +95,8 @@ fn the_victim_is_the_model_in_inference_mode() {
     let expected = bits(&model.valid().logits(images.clone()));
     assert_eq!(bits(&victim.logits(images.clone()).unwrap()), expected);
     // Dropout and batch statistics would show here.
-    let (logits, _) = victim
-        .input_gradient(images, |logits| Ok(logits.sum_dim(1).squeeze_dim(1)))
-        .unwrap();
+    let (logits, _) =
+        victim.input_gradient(images, |logits| Ok(logits.sum_dim(1).squeeze_dim(1))).unwrap();
     let difference = bits(&logits)
         .iter()
         .zip(&expected)
@@ -127,17 +122,10 @@ impl Classifier for Watchful {
 #[test]
 fn weights_get_no_gradients() {
     let device = Device::flex().autodiff();
-    let model = Watchful {
-        dense: LinearConfig::new(32, 3).init(&device),
-    };
+    let model = Watchful { dense: LinearConfig::new(32, 3).init(&device) };
     assert!(model.dense.weight.val().is_require_grad());
     Pgd::default()
-        .run(
-            &Victim::new(&model),
-            batch(1, 2),
-            Goal::untargeted([0, 1]),
-            &ThreatModel::linf(0.1),
-        )
+        .run(&Victim::new(&model), batch(1, 2), Goal::untargeted([0, 1]), &ThreatModel::linf(0.1))
         .unwrap();
     assert!(model.dense.weight.val().is_require_grad());
 }

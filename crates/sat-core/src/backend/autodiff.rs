@@ -102,12 +102,7 @@ impl<B: ActivationBackend> Backward<B, 2> for Parametric {
 // that the kernel does not overwrite what the backward pass still needs.
 impl<B: ActivationBackend, C: CheckpointStrategy> ActivationBackend for Autodiff<B, C> {
     fn activation(x: FloatTensor<Self>, pair: Pair) -> FloatTensor<Self> {
-        let recompute = Recompute {
-            x: x.id(),
-            a: None,
-            pair,
-            backend: PhantomData::<B>,
-        };
+        let recompute = Recompute { x: x.id(), a: None, pair, backend: PhantomData::<B> };
         match Backward::<B, 1>::prepare::<C>(Fixed, [x.node()])
             .memory_bound()
             .retro_forward(recompute)
@@ -127,12 +122,7 @@ impl<B: ActivationBackend, C: CheckpointStrategy> ActivationBackend for Autodiff
         a: FloatTensor<Self>,
         pair: Pair,
     ) -> FloatTensor<Self> {
-        let recompute = Recompute {
-            x: x.id(),
-            a: Some(a.id()),
-            pair,
-            backend: PhantomData::<B>,
-        };
+        let recompute = Recompute { x: x.id(), a: Some(a.id()), pair, backend: PhantomData::<B> };
         match Backward::<B, 2>::prepare::<C>(Parametric, [x.node(), a.node()])
             .memory_bound()
             .retro_forward(recompute)
@@ -145,11 +135,9 @@ impl<B: ActivationBackend, C: CheckpointStrategy> ActivationBackend for Autodiff
                     B::parametric_activation(x.primitive().clone(), a.primitive().clone(), pair);
                 prep.finish(state, y)
             }
-            OpsKind::UnTracked(prep) => prep.finish(B::parametric_activation(
-                x.into_primitive(),
-                a.into_primitive(),
-                pair,
-            )),
+            OpsKind::UnTracked(prep) => {
+                prep.finish(B::parametric_activation(x.into_primitive(), a.into_primitive(), pair))
+            }
         }
     }
 }

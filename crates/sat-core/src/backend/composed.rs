@@ -210,9 +210,9 @@ impl<B: Backend> Value for Composed<B> {
     }
     fn atanh_tail(self) -> Self {
         // Enough for f32, and 1e-9 for f64 on the [0, 1/25] where the result is used.
-        (0..6).rev().fold(Constant(0.0), |sum, n| {
-            sum * self.clone() + Constant(1.0 / (2 * n + 3) as f64)
-        })
+        (0..6)
+            .rev()
+            .fold(Constant(0.0), |sum, n| sum * self.clone() + Constant(1.0 / (2 * n + 3) as f64))
     }
     fn abs(self) -> Self {
         self.map(B::float_abs, f64::abs)
@@ -225,12 +225,7 @@ impl<B: Backend> Value for Composed<B> {
         (cdf, density)
     }
     fn if_positive(self, then: Self, otherwise: Self) -> Self {
-        self.select(
-            |x, c, t| B::float_greater_elem(x, c.into(), t),
-            |c| c > 0.0,
-            then,
-            otherwise,
-        )
+        self.select(|x, c, t| B::float_greater_elem(x, c.into(), t), |c| c > 0.0, then, otherwise)
     }
     fn if_nonpositive(self, then: Self, otherwise: Self) -> Self {
         self.select(

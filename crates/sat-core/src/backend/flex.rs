@@ -43,10 +43,7 @@ impl ActivationBackend for Flex {
         a: FloatTensor<Self>,
         pair: Pair,
     ) -> FloatTensor<Self> {
-        pair.value.visit(Forward {
-            x,
-            a: Some(scalar(&a)),
-        })
+        pair.value.visit(Forward { x, a: Some(scalar(&a)) })
     }
 
     fn parametric_activation_backward(
@@ -55,11 +52,7 @@ impl ActivationBackend for Flex {
         grad: FloatTensor<Self>,
         curve: Curve,
     ) -> FloatTensor<Self> {
-        curve.visit(BackwardX {
-            x,
-            grad,
-            a: Some(scalar(&a)),
-        })
+        curve.visit(BackwardX { x, grad, a: Some(scalar(&a)) })
     }
 
     fn parametric_activation_parameter_backward(
@@ -68,11 +61,7 @@ impl ActivationBackend for Flex {
         grad: FloatTensor<Self>,
         curve: Curve,
     ) -> FloatTensor<Self> {
-        let sum = curve.visit(BackwardA {
-            x,
-            grad,
-            a: scalar(&a),
-        });
+        let sum = curve.visit(BackwardA { x, grad, a: scalar(&a) });
         full(a, sum)
     }
 }
@@ -179,20 +168,12 @@ fn is_dense(layout: &Layout) -> bool {
 
 /// The layout of a new buffer that holds the range [start, ..) of the old one.
 fn moved(layout: &Layout, start: usize) -> Layout {
-    Layout::new(
-        layout.shape().clone(),
-        layout.strides().to_vec(),
-        layout.start_offset() - start,
-    )
+    Layout::new(layout.shape().clone(), layout.strides().to_vec(), layout.start_offset() - start)
 }
 
 /// Two tensors of one shape as flat buffers in the same order of elements.
 fn flat_pair(x: FlexTensor, grad: FlexTensor) -> ((FlexTensor, usize), (FlexTensor, usize)) {
-    assert_eq!(
-        x.layout().shape(),
-        grad.layout().shape(),
-        "a gradient has the shape of its input"
-    );
+    assert_eq!(x.layout().shape(), grad.layout().shape(), "a gradient has the shape of its input");
     let (x, x_start, _) = flat(x);
     let (grad, grad_start, _) = flat(grad);
     if x.layout().strides() == grad.layout().strides() {
@@ -230,9 +211,7 @@ fn full(like: FlexTensor, value: f64) -> FlexTensor {
 
 fn map<E: Stored, F: Formula>(x: FlexTensor, a: f64) -> FlexTensor {
     let (x, start, _) = flat(x);
-    overwrite::<E>(x, start, |_, out| {
-        E::with_work(out, |work| E::Work::values::<F>(work, a))
-    })
+    overwrite::<E>(x, start, |_, out| E::with_work(out, |work| E::Work::values::<F>(work, a)))
 }
 
 fn scale_by_slope<E: Stored, F: Formula>(x: FlexTensor, grad: FlexTensor, a: f64) -> FlexTensor {
@@ -288,19 +267,12 @@ fn overwrite<E: Stored>(
     }
     let source = &tensor.storage::<E>()[start..start + n];
     let mut out = Vec::with_capacity(n);
-    in_blocks(
-        &mut out.spare_capacity_mut()[..n],
-        |at, block: &mut [MaybeUninit<E>]| {
-            f(at, block.write_copy_of_slice(&source[at..at + block.len()]));
-        },
-    );
+    in_blocks(&mut out.spare_capacity_mut()[..n], |at, block: &mut [MaybeUninit<E>]| {
+        f(at, block.write_copy_of_slice(&source[at..at + block.len()]));
+    });
     // SAFETY: every one of the first n elements lies in a block, and every block was written.
     unsafe { out.set_len(n) };
-    FlexTensor::new(
-        Bytes::from_elems(out),
-        moved(tensor.layout(), start),
-        tensor.dtype(),
-    )
+    FlexTensor::new(Bytes::from_elems(out), moved(tensor.layout(), start), tensor.dtype())
 }
 
 /// Calls `f(position, block)` on blocks of at most [`BLOCK`] elements, in parallel if it pays.
@@ -351,23 +323,15 @@ macro_rules! stored_in_half {
             type Work = f32;
             fn read<'a>(elements: &'a [Self], buffer: &'a mut [f32; BLOCK]) -> &'a [f32] {
                 let buffer = &mut buffer[..elements.len()];
-                buffer
-                    .iter_mut()
-                    .zip(elements)
-                    .for_each(|(work, x)| *work = x.to_f32());
+                buffer.iter_mut().zip(elements).for_each(|(work, x)| *work = x.to_f32());
                 buffer
             }
             fn with_work(elements: &mut [Self], f: impl FnOnce(&mut [f32])) {
                 let mut buffer = [0.0; BLOCK];
                 let work = &mut buffer[..elements.len()];
-                work.iter_mut()
-                    .zip(elements.iter())
-                    .for_each(|(work, x)| *work = x.to_f32());
+                work.iter_mut().zip(elements.iter()).for_each(|(work, x)| *work = x.to_f32());
                 f(work);
-                elements
-                    .iter_mut()
-                    .zip(work)
-                    .for_each(|(x, work)| *x = Self::from_f32(*work));
+                elements.iter_mut().zip(work).for_each(|(x, work)| *x = Self::from_f32(*work));
             }
         }
     };
@@ -390,15 +354,10 @@ impl Work for f64 {
         x.iter_mut().for_each(|x| *x = F::value(*x, a));
     }
     fn scale_by_slope<F: Formula>(x: &[Self], grad: &mut [Self], a: f64) {
-        x.iter()
-            .zip(grad)
-            .for_each(|(x, grad)| *grad *= F::slope(*x, a));
+        x.iter().zip(grad).for_each(|(x, grad)| *grad *= F::slope(*x, a));
     }
     fn parameter_sum<F: Formula>(x: &[Self], grad: &[Self], a: f64) -> f64 {
-        x.iter()
-            .zip(grad)
-            .map(|(x, grad)| grad * F::parameter_slope(*x, a))
-            .sum()
+        x.iter().zip(grad).map(|(x, grad)| grad * F::parameter_slope(*x, a)).sum()
     }
 }
 

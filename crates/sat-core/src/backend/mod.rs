@@ -32,10 +32,7 @@ impl Pair {
 
 impl From<Curve> for Pair {
     fn from(value: Curve) -> Self {
-        Self {
-            value,
-            gradient: Gradient::Own,
-        }
+        Self { value, gradient: Gradient::Own }
     }
 }
 

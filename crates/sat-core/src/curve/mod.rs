@@ -194,10 +194,9 @@ impl Curve {
     /// [`ActivationError::Parameter`] otherwise.
     pub fn validate(self) -> Result<Self, ActivationError> {
         match self.parameter() {
-            Some(value) if !(value.is_finite() && value > 0.0) => Err(ActivationError::Parameter {
-                activation: self.name(),
-                value,
-            }),
+            Some(value) if !(value.is_finite() && value > 0.0) => {
+                Err(ActivationError::Parameter { activation: self.name(), value })
+            }
             _ => Ok(self),
         }
     }

@@ -19,10 +19,7 @@ pub(crate) fn devices() -> Vec<(&'static str, Device)> {
         #[cfg(feature = "cpu")]
         ("cpu", Device::cpu()),
     ];
-    assert!(
-        !devices.is_empty(),
-        "no backend in this build; use --features flex"
-    );
+    assert!(!devices.is_empty(), "no backend in this build; use --features flex");
     devices
 }
 

@@ -114,14 +114,8 @@ mod tests {
     #[test]
     fn flips_half_of_the_time_and_reaches_every_shift() {
         let image = image(3, 3);
-        let flip = Augment {
-            flip: Flip::Horizontal,
-            crop_padding: 0,
-        };
-        let crop = Augment {
-            flip: Flip::None,
-            crop_padding: 1,
-        };
+        let flip = Augment { flip: Flip::Horizontal, crop_padding: 0 };
+        let crop = Augment { flip: Flip::None, crop_padding: 1 };
         let mut rng = ChaCha8Rng::seed_from_u64(0);
         let mut flipped = 0;
         let mut crops = std::collections::HashSet::new();
@@ -138,10 +132,7 @@ mod tests {
     fn planes_move_together() {
         let plane = image(4, 4);
         let planes = [plane.clone(), plane].concat();
-        let augment = Augment {
-            flip: Flip::Horizontal,
-            crop_padding: 2,
-        };
+        let augment = Augment { flip: Flip::Horizontal, crop_padding: 2 };
         for seed in 0..20 {
             let out = augment.apply(&planes, 4, 4, &mut ChaCha8Rng::seed_from_u64(seed));
             assert_eq!(out[..16], out[16..]);

@@ -18,14 +18,12 @@ pub fn builtin_fashion_mnist(split: Split) -> Result<ImageSet, DataError> {
             };
         }
         let (images, labels) = match split {
-            Split::Train => (
-                asset!("train-images-idx3-ubyte.gz"),
-                asset!("train-labels-idx1-ubyte.gz"),
-            ),
-            Split::Test => (
-                asset!("t10k-images-idx3-ubyte.gz"),
-                asset!("t10k-labels-idx1-ubyte.gz"),
-            ),
+            Split::Train => {
+                (asset!("train-images-idx3-ubyte.gz"), asset!("train-labels-idx1-ubyte.gz"))
+            }
+            Split::Test => {
+                (asset!("t10k-images-idx3-ubyte.gz"), asset!("t10k-labels-idx1-ubyte.gz"))
+            }
         };
         let origin = format!("built-in Fashion-MNIST, {split} split");
         super::idx::fashion_mnist_from_memory(&origin, images, labels)
@@ -33,9 +31,6 @@ pub fn builtin_fashion_mnist(split: Split) -> Result<ImageSet, DataError> {
     #[cfg(not(feature = "builtin-data"))]
     {
         let _ = split;
-        Err(DataError::MissingFeature {
-            what: "builtin:fashion-mnist",
-            feature: "builtin-data",
-        })
+        Err(DataError::MissingFeature { what: "builtin:fashion-mnist", feature: "builtin-data" })
     }
 }

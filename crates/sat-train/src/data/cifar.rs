@@ -6,18 +6,8 @@ use super::source::{check_size, io_error, read_exactly};
 use super::{DataError, ImageSet, Split, image_tree};
 
 /// In the order of the labels, which is also the alphabet's.
-const CLASSES: [&str; 10] = [
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
-];
+const CLASSES: [&str; 10] =
+    ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
 const SHAPE: [usize; 3] = [3, 32, 32];
 const RECORD: u64 = 1 + 3 * 32 * 32;
 const HELP: &str = "download the binary version of CIFAR-10 from \
@@ -31,10 +21,7 @@ const HELP: &str = "download the binary version of CIFAR-10 from \
 ///
 /// The file is missing, empty, too large, ends within a record, or holds a label above 9.
 pub fn cifar10_bin(file: impl AsRef<Path>) -> Result<ImageSet, DataError> {
-    read(
-        file.as_ref(),
-        std::slice::from_ref(&file.as_ref().to_owned()),
-    )
+    read(file.as_ref(), std::slice::from_ref(&file.as_ref().to_owned()))
 }
 
 /// CIFAR-10 from a folder, either in its binary version (`data_batch_1.bin` to `data_batch_5.bin`
@@ -82,11 +69,7 @@ pub fn cifar10(dir: impl AsRef<Path>, split: Split) -> Result<ImageSet, DataErro
         });
     }
     let wanted = format!("{} or {split}/<class>/", names[0]);
-    Err(DataError::Missing {
-        path: dir.to_owned(),
-        wanted,
-        help: HELP,
-    })
+    Err(DataError::Missing { path: dir.to_owned(), wanted, help: HELP })
 }
 
 fn read(origin: &Path, files: &[PathBuf]) -> Result<ImageSet, DataError> {
@@ -94,11 +77,7 @@ fn read(origin: &Path, files: &[PathBuf]) -> Result<ImageSet, DataError> {
     for path in files {
         if !path.is_file() {
             let wanted = "file of CIFAR-10's binary version".to_owned();
-            return Err(DataError::Missing {
-                path: path.clone(),
-                wanted,
-                help: HELP,
-            });
+            return Err(DataError::Missing { path: path.clone(), wanted, help: HELP });
         }
         let file = File::open(path).map_err(io_error(path))?;
         let len = file.metadata().map_err(io_error(path))?.len();

@@ -58,23 +58,16 @@ fn read_dir(
     let find = |what: &str| {
         let name = format!("{prefix}-{what}-ubyte");
         let candidates = [dir.join(&name), dir.join(format!("{name}.gz"))];
-        candidates
-            .into_iter()
-            .find(|path| path.is_file())
-            .ok_or_else(|| DataError::Missing {
-                path: dir.to_owned(),
-                wanted: format!("{name} or {name}.gz"),
-                help,
-            })
+        candidates.into_iter().find(|path| path.is_file()).ok_or_else(|| DataError::Missing {
+            path: dir.to_owned(),
+            wanted: format!("{name} or {name}.gz"),
+            help,
+        })
     };
     let images = find("images-idx3")?;
     let labels = find("labels-idx1")?;
     let (mut image_reader, mut label_reader) = (open(&images)?, open(&labels)?);
-    read(
-        (&images, &mut image_reader),
-        (&labels, &mut label_reader),
-        class_names,
-    )
+    read((&images, &mut image_reader), (&labels, &mut label_reader), class_names)
 }
 
 /// The built-in subset, from gzip files in memory.
@@ -87,11 +80,7 @@ pub(super) fn fashion_mnist_from_memory(
     let path = |what| std::path::PathBuf::from(format!("{origin}/{what}"));
     let mut image_reader = flate2::read::GzDecoder::new(images);
     let mut label_reader = flate2::read::GzDecoder::new(labels);
-    read(
-        (&path("images"), &mut image_reader),
-        (&path("labels"), &mut label_reader),
-        &FASHION_MNIST,
-    )
+    read((&path("images"), &mut image_reader), (&path("labels"), &mut label_reader), &FASHION_MNIST)
 }
 
 fn read(
@@ -117,30 +106,19 @@ fn read_array<const D: usize>(
 ) -> Result<([usize; D], Vec<u8>), DataError> {
     let header_len = 4 + 4 * D as u64;
     let header = read_exactly(path, reader, header_len, 0)?;
-    let mut words = header
-        .chunks_exact(4)
-        .map(|b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]));
+    let mut words = header.chunks_exact(4).map(|b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]));
     let (expected, actual) = (0x0800 | D as u32, words.next().unwrap_or_default());
     if actual != expected {
-        return Err(DataError::BadMagic {
-            path: path.to_owned(),
-            expected,
-            actual,
-        });
+        return Err(DataError::BadMagic { path: path.to_owned(), expected, actual });
     }
     let dims: [u32; D] = std::array::from_fn(|_| words.next().unwrap_or_default());
-    let count = dims
-        .iter()
-        .fold(1_u64, |n, &dim| n.saturating_mul(u64::from(dim)));
+    let count = dims.iter().fold(1_u64, |n, &dim| n.saturating_mul(u64::from(dim)));
     check_size(path, count)?;
     let data = read_exactly(path, reader, count, header_len)?;
     // Reading on to the end also makes gzip check its checksum.
     if !read_up_to(path, reader, 1)?.is_empty() {
         let expected = header_len + count;
-        return Err(DataError::TrailingData {
-            path: path.to_owned(),
-            expected,
-        });
+        return Err(DataError::TrailingData { path: path.to_owned(), expected });
     }
     Ok((dims.map(|dim| dim as usize), data))
 }

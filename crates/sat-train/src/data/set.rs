@@ -48,11 +48,7 @@ impl ImageSet {
                 images.len() / pixels
             }
             _ => {
-                return Err(DataError::BadShape {
-                    origin: origin(),
-                    shape,
-                    bytes: images.len(),
-                });
+                return Err(DataError::BadShape { origin: origin(), shape, bytes: images.len() });
             }
         };
         if count != labels.len() {
@@ -63,24 +59,11 @@ impl ImageSet {
             });
         }
         let classes = class_names.len();
-        if let Some(index) = labels
-            .iter()
-            .position(|&label| usize::from(label) >= classes)
-        {
+        if let Some(index) = labels.iter().position(|&label| usize::from(label) >= classes) {
             let label = usize::from(labels[index]);
-            return Err(DataError::LabelOutOfRange {
-                origin: origin(),
-                index,
-                label,
-                classes,
-            });
+            return Err(DataError::LabelOutOfRange { origin: origin(), index, label, classes });
         }
-        Ok(Self {
-            images,
-            labels,
-            shape,
-            class_names,
-        })
+        Ok(Self { images, labels, shape, class_names })
     }
 
     /// Number of samples.
@@ -171,11 +154,7 @@ impl ImageSet {
     #[must_use]
     pub fn subset(&self, indices: &[usize]) -> Self {
         Self {
-            images: indices
-                .iter()
-                .flat_map(|&i| self.image(i))
-                .copied()
-                .collect(),
+            images: indices.iter().flat_map(|&i| self.image(i)).copied().collect(),
             labels: indices.iter().map(|&i| self.labels[i]).collect(),
             shape: self.shape,
             class_names: self.class_names.clone(),
@@ -189,9 +168,7 @@ impl ImageSet {
     ///
     /// If an index is not below [`len`](Self::len).
     pub fn batch(&self, indices: &[usize], device: &Device) -> (Tensor<4>, Vec<usize>) {
-        self.gather(indices, device, |index, out| {
-            out.extend(self.image(index).iter().map(unit))
-        })
+        self.gather(indices, device, |index, out| out.extend(self.image(index).iter().map(unit)))
     }
 
     /// [`batch`](Self::batch), with each image cropped and flipped at random.
@@ -224,9 +201,7 @@ impl ImageSet {
     /// If `size` is 0.
     pub fn batches(&self, size: usize) -> impl ExactSizeIterator<Item = Vec<usize>> + use<> {
         let len = self.len();
-        (0..len)
-            .step_by(size)
-            .map(move |start| (start..len.min(start + size)).collect())
+        (0..len).step_by(size).map(move |start| (start..len.min(start + size)).collect())
     }
 
     /// Indices `0..len()` in the random order of an epoch, the same on every machine.
@@ -252,10 +227,7 @@ impl ImageSet {
         }
         let [channels, height, width] = self.shape;
         let data = TensorData::new(pixels, [indices.len(), channels, height, width]);
-        let labels = indices
-            .iter()
-            .map(|&i| usize::from(self.labels[i]))
-            .collect();
+        let labels = indices.iter().map(|&i| usize::from(self.labels[i])).collect();
         (Tensor::from_data(data, device), labels)
     }
 }

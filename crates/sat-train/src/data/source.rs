@@ -10,19 +10,12 @@ use super::DataError;
 pub(super) const MAX_BYTES: u64 = 2 << 30;
 
 pub(super) fn io_error(path: &Path) -> impl Fn(std::io::Error) -> DataError {
-    move |source| DataError::Io {
-        path: path.to_owned(),
-        source,
-    }
+    move |source| DataError::Io { path: path.to_owned(), source }
 }
 
 pub(super) fn check_size(path: &Path, bytes: u64) -> Result<(), DataError> {
     if bytes > MAX_BYTES {
-        return Err(DataError::TooLarge {
-            path: path.to_owned(),
-            bytes,
-            limit: MAX_BYTES,
-        });
+        return Err(DataError::TooLarge { path: path.to_owned(), bytes, limit: MAX_BYTES });
     }
     Ok(())
 }
@@ -48,11 +41,7 @@ pub(super) fn read_exactly(
     let actual = bytes.len() as u64;
     if actual < count {
         let (expected, actual) = (before + count, before + actual);
-        return Err(DataError::Truncated {
-            path: path.to_owned(),
-            expected,
-            actual,
-        });
+        return Err(DataError::Truncated { path: path.to_owned(), expected, actual });
     }
     Ok(bytes)
 }

@@ -94,9 +94,7 @@ impl FromStr for DataSpec {
             Some(("mnist", path)) if !path.is_empty() => Ok(Self::Mnist(path.into())),
             Some(("cifar10", path)) if !path.is_empty() => Ok(Self::Cifar10(path.into())),
             Some(("cifar10-bin", path)) if !path.is_empty() => Ok(Self::Cifar10Bin(path.into())),
-            _ => Err(DataError::UnknownSpec {
-                given: text.to_owned(),
-            }),
+            _ => Err(DataError::UnknownSpec { given: text.to_owned() }),
         }
     }
 }

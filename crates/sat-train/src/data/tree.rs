@@ -19,10 +19,7 @@ pub fn image_tree(dir: impl AsRef<Path>, split: Split) -> Result<ImageSet, DataE
     #[cfg(not(feature = "images"))]
     {
         let _ = (dir, split);
-        Err(DataError::MissingFeature {
-            what: "reading image folders",
-            feature: "images",
-        })
+        Err(DataError::MissingFeature { what: "reading image folders", feature: "images" })
     }
 }
 
@@ -42,10 +39,8 @@ mod imp {
         if !root.is_dir() {
             return Err(missing("folder of this name"));
         }
-        let classes: Vec<PathBuf> = entries(root)?
-            .into_iter()
-            .filter(|path| path.is_dir())
-            .collect();
+        let classes: Vec<PathBuf> =
+            entries(root)?.into_iter().filter(|path| path.is_dir()).collect();
         if classes.is_empty() {
             return Err(missing("class folders"));
         }
@@ -63,21 +58,12 @@ mod imp {
         let (mut pixels, mut labels) = (Vec::new(), Vec::new());
         for (_, label, path) in &files {
             let image = image::open(path)
-                .map_err(|source| DataError::Decode {
-                    path: path.clone(),
-                    source: source.into(),
-                })?
+                .map_err(|source| DataError::Decode { path: path.clone(), source: source.into() })?
                 .into_rgb8();
-            let (actual, expected) = (
-                image.dimensions().into(),
-                *size.get_or_insert(image.dimensions().into()),
-            );
+            let (actual, expected) =
+                (image.dimensions().into(), *size.get_or_insert(image.dimensions().into()));
             if actual != expected {
-                return Err(DataError::SizeMismatch {
-                    path: path.clone(),
-                    expected,
-                    actual,
-                });
+                return Err(DataError::SizeMismatch { path: path.clone(), expected, actual });
             }
             for channel in 0..3 {
                 pixels.extend(image.as_raw().iter().skip(channel).step_by(3));
@@ -103,16 +89,11 @@ mod imp {
 
     fn is_image(path: &Path) -> bool {
         let known = ["jpg", "jpeg", "png"];
-        let extension = path
-            .extension()
-            .map(|e| e.to_string_lossy().to_ascii_lowercase());
+        let extension = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
         extension.is_some_and(|e| known.contains(&e.as_str())) && !name(path).starts_with('.')
     }
 
     fn name(path: &Path) -> String {
-        path.file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned()
+        path.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 }
