@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! Robust accuracy of a network on a data set: clean, FGSM or PGD, with a record for each sample.
 //!
 //! `cargo run --release --example evaluate -- --model resnet20 --activation silu --weights W.safetensors
@@ -112,12 +111,7 @@ enum EvaluateError {
     #[error("{} does not say which {what} it is for; give --{what}", path.display())]
     Unnamed { path: PathBuf, what: &'static str },
     #[error("{}: metadata `{key}`: {reason}; give --{what}", path.display())]
-    BadName {
-        path: PathBuf,
-        key: &'static str,
-        what: &'static str,
-        reason: String,
-    },
+    BadName { path: PathBuf, key: &'static str, what: &'static str, reason: String },
     #[error("cannot read {}: {source}", path.display())]
     Read { path: PathBuf, source: io::Error },
     #[error("--limit is 0; leave it out to use all images")]
@@ -170,10 +164,7 @@ impl Attack for Nothing {
             victim,
             images,
             goal,
-            &ThreatModel {
-                eps: sat::attack::Eps::Uniform(0.0),
-                ..threat.clone()
-            },
+            &ThreatModel { eps: sat::attack::Eps::Uniform(0.0), ..threat.clone() },
         )
     }
 }
@@ -208,10 +199,8 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         .with_input_channels(data.channels())
         .with_classes(data.classes());
     let model = load_safetensors(network.init(0, &device), &arguments.weights)?;
-    let bytes = fs::read(&arguments.weights).map_err(|source| EvaluateError::Read {
-        path: arguments.weights.clone(),
-        source,
-    })?;
+    let bytes = fs::read(&arguments.weights)
+        .map_err(|source| EvaluateError::Read { path: arguments.weights.clone(), source })?;
     let mut victim = Victim::new(&model);
     if !arguments.mean.is_empty() {
         victim = victim.normalize(&arguments.mean, &arguments.std)?;
@@ -225,9 +214,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         bar.set_style(style.progress_chars("━━─"));
     }
     let started = Instant::now();
-    let batches = data
-        .batches(arguments.batch)
-        .map(|indices| data.batch(&indices, &device));
+    let batches = data.batches(arguments.batch).map(|indices| data.batch(&indices, &device));
     let report = evaluate(&victim, attack.as_ref(), batches, &threat, |report| {
         bar.set_position(report.n as u64);
         bar.set_message(summary(report));
@@ -258,10 +245,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
             },
             model: name.to_string(),
             activation,
-            weights_sha256: Sha256::digest(&bytes)
-                .iter()
-                .map(|b| format!("{b:02x}"))
-                .collect(),
+            weights_sha256: Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect(),
             data: arguments.data.to_string(),
             device: arguments.device.to_string(),
             seconds: started.elapsed().as_secs_f64(),
@@ -294,11 +278,8 @@ fn attack(arguments: &Arguments) -> Result<(Box<dyn Attack>, serde_json::Value),
             (Box::new(fgsm), settings)
         }
         AttackName::Pgd => {
-            let start = if arguments.random_start {
-                RandomStart::Always
-            } else {
-                RandomStart::Never
-            };
+            let start =
+                if arguments.random_start { RandomStart::Always } else { RandomStart::Never };
             let mut pgd = Pgd::default()
                 .steps(arguments.steps)
                 .random_start(start)
@@ -336,13 +317,7 @@ fn names(arguments: &Arguments) -> Result<(ModelName, ActivationConfig), Failure
             None => Err(EvaluateError::Unnamed { path, what }.into()),
             Some(text) => text.parse().map_err(|error: T::Err| {
                 let reason = error.to_string();
-                EvaluateError::BadName {
-                    path,
-                    key,
-                    what,
-                    reason,
-                }
-                .into()
+                EvaluateError::BadName { path, key, what, reason }.into()
             }),
         }
     }
@@ -357,7 +332,3 @@ fn names(arguments: &Arguments) -> Result<(ModelName, ActivationConfig), Failure
         },
     ))
 }
-=======
-//! WIP
-fn main(){}
->>>>>>> helper-c
