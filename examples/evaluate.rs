@@ -126,6 +126,7 @@ struct Output<'a> {
     n: usize,
     clean_correct: usize,
     robust_correct: usize,
+    worst_case_correct: usize,
     clean_ce: f64,
     adv_ce: f64,
     attack: AttackOutput<'a>,
@@ -235,6 +236,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
             n: report.n,
             clean_correct: report.clean_correct,
             robust_correct: report.robust_correct,
+            worst_case_correct: report.worst_case_correct,
             clean_ce: report.clean_ce,
             adv_ce: report.adv_ce,
             attack: AttackOutput {

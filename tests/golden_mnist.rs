@@ -1,14 +1,14 @@
 //! FGSM, PGD, MI-FGSM and L2-PGD against numbers from torchattacks, on two small MNIST models.
 //!
-//! The data lie outside the repository: set `SAT_SHARED` to the folder that holds `golden/`, or
-//! the test prints why it skips.
+//! The data lie outside the repository; see `common::shared`.
 #![cfg(feature = "flex")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 #![allow(clippy::single_range_in_vec_init, reason = "Burn's slice takes arrays of ranges")]
 
+mod common;
+
 use std::fs;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
 
 use burn::module::{Module, Param};
 use burn::nn::conv::{Conv2d, Conv2dConfig};
@@ -102,18 +102,6 @@ fn pool(size: usize) -> MaxPool2d {
     MaxPool2dConfig::new([size, size]).with_strides([size, size]).init()
 }
 
-fn golden_folder() -> Option<PathBuf> {
-    let shared = std::env::var_os("SAT_SHARED")
-        .map(PathBuf::from)
-        .unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared"));
-    let golden = shared.join("golden");
-    if golden.join("mnist_expected.json").is_file() {
-        return Some(golden);
-    }
-    println!("skipped: no known answers at {} (set SAT_SHARED)", golden.display());
-    None
-}
-
 fn read_images(golden: &std::path::Path, device: &Device) -> (Tensor<4>, Vec<usize>) {
     let bytes = fs::read(golden.join("mnist20.bin")).unwrap();
     let (mut labels, mut pixels) = (Vec::new(), Vec::new());
@@ -201,9 +189,7 @@ fn run(
 
 #[test]
 fn attacks_match_torchattacks_on_mnist() {
-    let Some(golden) = golden_folder() else {
-        return;
-    };
+    let Some(golden) = common::shared().map(|shared| shared.join("golden")) else { return };
     let device = Device::flex();
     let expected: Value =
         serde_json::from_slice(&fs::read(golden.join("mnist_expected.json")).unwrap()).unwrap();

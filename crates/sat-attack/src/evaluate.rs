@@ -13,8 +13,11 @@ pub struct Report {
     pub n: usize,
     /// Samples that the model gets right without an attack.
     pub clean_correct: usize,
-    /// Samples that the model gets right without and with the attack.
+    /// Samples whose adversarial image the model gets right, as other tools count. A sample that is
+    /// wrong without the attack and right with it counts here, rare as it is.
     pub robust_correct: usize,
+    /// Samples that the model gets right both without and with the attack.
+    pub worst_case_correct: usize,
     /// Mean cross-entropy of the clean images, in nats.
     pub clean_ce: f64,
     /// Mean cross-entropy of the adversarial images, in nats.
@@ -38,7 +41,7 @@ pub struct SampleRecord {
     pub clean_prediction: usize,
     /// The model's prediction for the adversarial image.
     pub adv_prediction: usize,
-    /// Whether both predictions are the label.
+    /// Whether both predictions are the label, as in `worst_case_correct`.
     pub robust: bool,
     /// Cross-entropy of the adversarial image by the label, in nats.
     pub adv_ce: f32,
@@ -53,6 +56,12 @@ impl Report {
     /// `robust_correct / n`, in `[0, 1]`; 0 for an empty report.
     pub fn robust_accuracy(&self) -> f64 {
         self.fraction(self.robust_correct)
+    }
+
+    /// `worst_case_correct / n`, in `[0, 1]`; 0 for an empty report. Not above
+    /// [`robust_accuracy`](Self::robust_accuracy), and the number to claim.
+    pub fn worst_case_accuracy(&self) -> f64 {
+        self.fraction(self.worst_case_correct)
     }
 
     fn fraction(&self, count: usize) -> f64 {
@@ -102,7 +111,8 @@ pub fn evaluate<L: Into<Labels>>(
             };
             report.n += 1;
             report.clean_correct += usize::from(correct);
-            report.robust_correct += usize::from(robust);
+            report.robust_correct += usize::from(!adversarial.success[row]);
+            report.worst_case_correct += usize::from(robust);
             let weight = 1.0 / report.n as f64;
             report.clean_ce += (f64::from(clean.loss[row]) - report.clean_ce) * weight;
             report.adv_ce += (f64::from(record.adv_ce) - report.adv_ce) * weight;

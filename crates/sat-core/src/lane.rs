@@ -128,7 +128,11 @@ impl<const FMA: bool> Value for Lane<FMA> {
         // correction is rounded at its own scale: u - s (u - 2 s^2 P).
         let u = self.0;
         let s = u / (2.0 + u);
-        let tail = s * s * Self(s * s).atanh_tail().0;
+        // For tiny u the tail vanishes beside u; without the bound s^2 would be a subnormal number,
+        // which many machines are slow on.
+        let bounded = Self(s).at_least(1e-15).0;
+        let square = bounded * bounded;
+        let tail = square * Self(square).atanh_tail().0;
         Self(fma::<FMA>(-s, u - 2.0 * tail, u))
     }
 

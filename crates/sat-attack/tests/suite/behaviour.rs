@@ -484,7 +484,10 @@ fn evaluation_counts_and_does_not_depend_on_the_batch_size() {
     // The clean pass, ten steps and the final check, for each image.
     assert_eq!((report.cost.forwards, report.cost.backwards), (120, 100));
     let robust = report.per_sample.iter().filter(|r| r.robust).count();
-    assert_eq!(robust, report.robust_correct);
+    assert_eq!(robust, report.worst_case_correct);
+    assert_eq!(report.worst_case_accuracy(), robust as f64 / 10.0);
+    let right = report.per_sample.iter().filter(|r| r.adv_prediction == r.label).count();
+    assert_eq!(right, report.robust_correct);
     let mean = report.per_sample.iter().map(|r| f64::from(r.adv_ce)).sum::<f64>() / 10.0;
     assert!((mean - report.adv_ce).abs() < 1e-9);
     for (index, record) in report.per_sample.iter().enumerate() {

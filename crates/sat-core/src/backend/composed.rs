@@ -4,9 +4,12 @@ use crate::{
     curve::{Curve, Formula, Visitor},
     value::{FRAC_1_SQRT_2PI, Value},
 };
-use burn::backend::{
-    Backend, TensorMetadata, get_device_settings,
-    tensor::{BoolTensor, FloatTensor},
+use burn::{
+    backend::{
+        Backend, TensorMetadata, get_device_settings,
+        tensor::{BoolTensor, FloatTensor},
+    },
+    tensor::{DType, FloatDType},
 };
 use core::ops::{Add, Div, Mul, Neg, Sub};
 
@@ -16,16 +19,16 @@ pub(crate) fn value<B: Backend>(
     a: Option<FloatTensor<B>>,
     curve: Curve,
 ) -> FloatTensor<B> {
-    struct OfValue<B: Backend>(FloatTensor<B>, Option<FloatTensor<B>>);
+    struct OfValue<B: Backend>(FloatTensor<B>, Composed<B>);
     impl<B: Backend> Visitor for OfValue<B> {
-        type Output = FloatTensor<B>;
-        fn visit<F: Formula>(self, a: f64) -> Self::Output {
-            let parameter = Composed::parameter(self.1, a, &self.0);
-            let like = self.0.clone();
-            F::value(Composed::<B>::Tensor(self.0), parameter).into_tensor(like)
+        type Output = Composed<B>;
+        fn visit<F: Formula>(self, _: f64) -> Self::Output {
+            F::value(Tensor(self.0), self.1)
         }
     }
-    curve.visit(OfValue::<B>(x, a))
+    let dtype = x.dtype();
+    let (x, a) = arguments::<B>(x, a, curve);
+    narrow::<B>(curve.visit(OfValue(x.clone(), a)).into_tensor(x), dtype)
 }
 
 /// grad * df/dx
@@ -35,16 +38,17 @@ pub(crate) fn backward<B: Backend>(
     grad: FloatTensor<B>,
     curve: Curve,
 ) -> FloatTensor<B> {
-    struct OfSlope<B: Backend>(FloatTensor<B>, Option<FloatTensor<B>>);
+    struct OfSlope<B: Backend>(FloatTensor<B>, Composed<B>);
     impl<B: Backend> Visitor for OfSlope<B> {
-        type Output = FloatTensor<B>;
-        fn visit<F: Formula>(self, a: f64) -> Self::Output {
-            let parameter = Composed::parameter(self.1, a, &self.0);
-            let like = self.0.clone();
-            F::slope(Composed::<B>::Tensor(self.0), parameter).into_tensor(like)
+        type Output = Composed<B>;
+        fn visit<F: Formula>(self, _: f64) -> Self::Output {
+            F::slope(Tensor(self.0), self.1)
         }
     }
-    B::float_mul(grad, curve.visit(OfSlope::<B>(x, a)))
+    let dtype = x.dtype();
+    let (x, a) = arguments::<B>(x, a, curve);
+    let slope = curve.visit(OfSlope(x.clone(), a)).into_tensor(x);
+    narrow::<B>(B::float_mul(widen::<B>(grad), slope), dtype)
 }
 
 /// The sum of grad * df/da, in a tensor of a's shape.
@@ -54,18 +58,45 @@ pub(crate) fn parameter_backward<B: Backend>(
     grad: FloatTensor<B>,
     curve: Curve,
 ) -> FloatTensor<B> {
-    struct OfParameter<B: Backend>(FloatTensor<B>, FloatTensor<B>);
+    struct OfParameter<B: Backend>(FloatTensor<B>, Composed<B>);
     impl<B: Backend> Visitor for OfParameter<B> {
-        type Output = FloatTensor<B>;
-        fn visit<F: Formula>(self, a: f64) -> Self::Output {
-            let parameter = Composed::parameter(Some(self.1), a, &self.0);
-            let like = self.0.clone();
-            F::parameter_slope(Composed::<B>::Tensor(self.0), parameter).into_tensor(like)
+        type Output = Composed<B>;
+        fn visit<F: Formula>(self, _: f64) -> Self::Output {
+            F::parameter_slope(Tensor(self.0), self.1)
         }
     }
-    let shape = a.shape();
-    let product = B::float_mul(grad, curve.visit(OfParameter::<B>(x, a)));
-    B::float_reshape(B::float_sum(product), shape)
+    let (shape, dtype) = (a.shape(), a.dtype());
+    let (x, a) = arguments::<B>(x, Some(a), curve);
+    let slope = curve.visit(OfParameter(x.clone(), a)).into_tensor(x);
+    let sum = B::float_sum(B::float_mul(widen::<B>(grad), slope));
+    narrow::<B>(B::float_reshape(sum, shape), dtype)
+}
+
+/// x in a type to compute in; and the parameter, shaped so that it broadcasts over x where it is a
+/// tensor.
+fn arguments<B: Backend>(
+    x: FloatTensor<B>,
+    a: Option<FloatTensor<B>>,
+    curve: Curve,
+) -> (FloatTensor<B>, Composed<B>) {
+    let axes = x.shape().num_dims();
+    let a = match a {
+        Some(a) => Tensor(B::float_reshape(widen::<B>(a), vec![1; axes].into())),
+        None => Constant(curve.parameter().unwrap_or(f64::NAN)),
+    };
+    (widen::<B>(x), a)
+}
+
+/// Half-precision numbers are computed on in f32.
+fn widen<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    match x.dtype() {
+        DType::F16 | DType::BF16 => B::float_cast(x, FloatDType::F32),
+        _ => x,
+    }
+}
+
+fn narrow<B: Backend>(x: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
+    if x.dtype() == dtype { x } else { B::float_cast(x, dtype.into()) }
 }
 
 /// A tensor, or a constant that no tensor needs to be made for.
@@ -85,14 +116,6 @@ impl<B: Backend> Clone for Composed<B> {
 }
 
 impl<B: Backend> Composed<B> {
-    /// A learnable parameter, shaped so that it broadcasts over x; or the fixed one.
-    fn parameter(a: Option<FloatTensor<B>>, fixed: f64, x: &FloatTensor<B>) -> Self {
-        match a {
-            Some(a) => Tensor(B::float_reshape(a, vec![1; x.shape().num_dims()].into())),
-            None => Constant(fixed),
-        }
-    }
-
     fn into_tensor(self, like: FloatTensor<B>) -> FloatTensor<B> {
         match self {
             Tensor(x) => x,

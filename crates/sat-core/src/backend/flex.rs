@@ -218,9 +218,9 @@ fn scale_by_slope<E: Stored, F: Formula>(x: FlexTensor, grad: FlexTensor, a: f64
     let ((x, x_start), (grad, grad_start)) = flat_pair(x, grad);
     let x = &x.storage::<E>()[x_start..];
     overwrite::<E>(grad, grad_start, |at, out| {
-        let mut buffer = [E::Work::default(); BLOCK];
-        let x = E::read(&x[at..at + out.len()], &mut buffer);
-        E::with_work(out, |work| E::Work::scale_by_slope::<F>(x, work, a));
+        E::with_read(&x[at..at + out.len()], |x| {
+            E::with_work(out, |work| E::Work::scale_by_slope::<F>(x, work, a));
+        });
     })
 }
 
@@ -235,13 +235,12 @@ fn parameter_sum<E: Stored, F: Formula>(x: FlexTensor, grad: FlexTensor, a: f64)
         .par_chunks(CHUNK)
         .zip(grad.par_chunks(CHUNK))
         .map(|(x, grad)| {
-            let mut buffers = [[E::Work::default(); BLOCK]; 2];
-            let [x_buffer, grad_buffer] = &mut buffers;
             x.chunks(BLOCK)
                 .zip(grad.chunks(BLOCK))
                 .map(|(x, grad)| {
-                    let (x, grad) = (E::read(x, x_buffer), E::read(grad, grad_buffer));
-                    E::Work::parameter_sum::<F>(x, grad, a)
+                    E::with_read(x, |x| {
+                        E::with_read(grad, |grad| E::Work::parameter_sum::<F>(x, grad, a))
+                    })
                 })
                 .sum()
         })
@@ -295,8 +294,8 @@ fn in_blocks<T: Send>(all: &mut [T], f: impl Fn(usize, &mut [T]) + Sync) {
 trait Stored: Element + bytemuck::Pod + Send + Sync {
     /// What the arithmetic is done in.
     type Work: Work;
-    /// The elements for reading, through the buffer if they must be converted.
-    fn read<'a>(elements: &'a [Self], buffer: &'a mut [Self::Work; BLOCK]) -> &'a [Self::Work];
+    /// Hands the elements to `f` for reading.
+    fn with_read<R>(elements: &[Self], f: impl FnOnce(&[Self::Work]) -> R) -> R;
     /// Hands the elements to `f` for overwriting.
     fn with_work(elements: &mut [Self], f: impl FnOnce(&mut [Self::Work]));
 }
@@ -305,8 +304,8 @@ macro_rules! stored_as_is {
     ($number:ty) => {
         impl Stored for $number {
             type Work = $number;
-            fn read<'a>(elements: &'a [Self], _: &'a mut [Self; BLOCK]) -> &'a [Self] {
-                elements
+            fn with_read<R>(elements: &[Self], f: impl FnOnce(&[Self]) -> R) -> R {
+                f(elements)
             }
             fn with_work(elements: &mut [Self], f: impl FnOnce(&mut [Self])) {
                 f(elements);
@@ -321,10 +320,11 @@ macro_rules! stored_in_half {
     ($number:ty) => {
         impl Stored for $number {
             type Work = f32;
-            fn read<'a>(elements: &'a [Self], buffer: &'a mut [f32; BLOCK]) -> &'a [f32] {
-                let buffer = &mut buffer[..elements.len()];
-                buffer.iter_mut().zip(elements).for_each(|(work, x)| *work = x.to_f32());
-                buffer
+            fn with_read<R>(elements: &[Self], f: impl FnOnce(&[f32]) -> R) -> R {
+                let mut buffer = [0.0; BLOCK];
+                let work = &mut buffer[..elements.len()];
+                work.iter_mut().zip(elements).for_each(|(work, x)| *work = x.to_f32());
+                f(work)
             }
             fn with_work(elements: &mut [Self], f: impl FnOnce(&mut [f32])) {
                 let mut buffer = [0.0; BLOCK];
@@ -340,7 +340,7 @@ stored_in_half!(f16);
 stored_in_half!(bf16);
 
 /// A number type of arithmetic, with the three loops over it.
-trait Work: Copy + Default + Send + Sync {
+trait Work: Copy {
     /// x = f(x)
     fn values<F: Formula>(x: &mut [Self], a: f64);
     /// grad = grad * f'(x)

@@ -7,7 +7,7 @@ impl Formula for ParametricSoftplus {
     #[inline(always)]
     fn value<V: Value>(x: V, a: V) -> V {
         let bend = (-(a.clone() * x.clone().abs())).exp().ln_1p_unit();
-        x.at_least(0.0) + bend / a
+        x.at_least(0.0) + bend * (V::lit(1.0) / a)
     }
 
     #[inline(always)]

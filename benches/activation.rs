@@ -1,0 +1,263 @@
+//! Our activations beside Burn's own operations on Flex: forward, and forward with backward.
+//!
+//! `cargo bench --bench activation` prints milliseconds and ratios, and the bandwidth of a plain copy
+//! on the same machine, which is the floor: forward reads x and writes y; backward reads x and dy and
+//! writes dx. Both sides run in the same process, in turns, with an allocator that keeps pages;
+//! `-- --system-allocator` takes the system's instead, `-- --json FILE` writes the numbers, and
+//! `-- --elements 1000000` runs one size.
+
+use burn::tensor::{Device, Tensor, TensorData, activation as burns};
+use clap::Parser;
+use sat::core::{Curve, tensor::activate};
+use serde::Serialize;
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    fs,
+    hint::black_box,
+    path::PathBuf,
+    process::ExitCode,
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
+
+/// mimalloc, or the system's allocator after [`USE_SYSTEM`] was set. Memory is given back to where it
+/// came from, so the choice is made once, before the first large tensor.
+struct Allocator;
+
+static USE_SYSTEM: AtomicBool = AtomicBool::new(false);
+/// Below this size, mimalloc always: what is small is not what is measured.
+const LARGE: usize = 64 * 1024;
+
+fn from_system(layout: Layout) -> bool {
+    layout.size() >= LARGE && USE_SYSTEM.load(Ordering::Relaxed)
+}
+
+// SAFETY: both allocators keep the contract, and each block returns to the one it came from: the
+// choice depends on the layout and on a flag that is set before any large block exists.
+unsafe impl GlobalAlloc for Allocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promises are passed on.
+        unsafe {
+            if from_system(layout) {
+                System.alloc(layout)
+            } else {
+                mimalloc::MiMalloc.alloc(layout)
+            }
+        }
+    }
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promises are passed on.
+        unsafe {
+            if from_system(layout) {
+                System.dealloc(block, layout);
+            } else {
+                mimalloc::MiMalloc.dealloc(block, layout);
+            }
+        }
+    }
+}
+
+#[global_allocator]
+static GLOBAL: Allocator = Allocator;
+
+/// Our activations beside Burn's.
+#[derive(Parser, Debug)]
+struct Arguments {
+    /// Sizes to run.
+    #[arg(long, value_delimiter = ',', default_values_t = [100_000, 1_000_000, 10_000_000])]
+    elements: Vec<usize>,
+    /// Seconds for each measurement.
+    #[arg(long, default_value_t = 0.4)]
+    seconds: f64,
+    /// Use the system's allocator for large tensors.
+    #[arg(long)]
+    system_allocator: bool,
+    /// Where to write the numbers.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Given by `cargo bench`.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// The same function twice.
+struct Pair {
+    name: &'static str,
+    ours: fn(Tensor<1>) -> Tensor<1>,
+    burns: fn(Tensor<1>) -> Tensor<1>,
+}
+
+fn pairs() -> Vec<Pair> {
+    let pair = |name, ours, burns| Pair { name, ours, burns };
+    vec![
+        pair("relu", |x| activate(x, Curve::Relu), burns::relu),
+        pair("softplus", |x| activate(x, Curve::Softplus), |x| burns::softplus(x, 1.0)),
+        pair(
+            "psoftplus:10",
+            |x| activate(x, Curve::ParametricSoftplus(10.0)),
+            |x| burns::softplus(x, 10.0),
+        ),
+        pair("silu", |x| activate(x, Curve::Silu), burns::silu),
+        pair("gelu", |x| activate(x, Curve::Gelu), burns::gelu),
+        pair("gelu-tanh", |x| activate(x, Curve::GeluTanh), burns::gelu_approximate),
+        pair("elu", |x| activate(x, Curve::Elu(1.0)), |x| burns::elu(x, 1.0)),
+        pair("celu", |x| activate(x, Curve::Celu(1.0)), |x| burns::celu(x, 1.0)),
+        pair(
+            "smooth-relu:400",
+            |x| activate(x, Curve::SmoothRelu(400.0)),
+            // Burn has no SmoothReLU: what a user would write.
+            |x| {
+                let positive = burns::relu(x);
+                positive.clone() - (positive * 400.0).log1p() / 400.0
+            },
+        ),
+    ]
+}
+
+#[derive(Serialize)]
+struct Row {
+    activation: &'static str,
+    elements: usize,
+    pass: &'static str,
+    ours_ms: f64,
+    burn_ms: f64,
+    burn_over_ours: f64,
+    /// What moves at least, over our time, over what a copy moves in its time.
+    share_of_copy_bandwidth: f64,
+}
+
+#[derive(Serialize)]
+struct Report {
+    allocator: &'static str,
+    threads: usize,
+    copy_gb_per_s: Vec<(usize, f64)>,
+    rows: Vec<Row>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    USE_SYSTEM.store(arguments.system_allocator, Ordering::Relaxed);
+    let budget = Duration::from_secs_f64(arguments.seconds.max(0.01));
+    let mut report = Report {
+        allocator: if arguments.system_allocator { "system" } else { "mimalloc" },
+        threads: std::thread::available_parallelism().map_or(1, usize::from),
+        copy_gb_per_s: Vec::new(),
+        rows: Vec::new(),
+    };
+    println!("Flex, f32, {} threads, allocator {}", report.threads, report.allocator);
+    for &n in &arguments.elements {
+        let copy = copy_bandwidth(n, budget);
+        report.copy_gb_per_s.push((n, copy));
+        println!("\n{n} elements; a copy moves {copy:.1} GB/s (read and write counted)");
+        println!(
+            "| activation      | pass             | ours ms | Burn ms | Burn/ours | of copy |"
+        );
+        println!(
+            "|-----------------|------------------|--------:|--------:|----------:|--------:|"
+        );
+        for pair in pairs() {
+            for (pass, backward, moved) in [("forward", false, 2), ("forward+backward", true, 5)] {
+                let [ours, burn] = in_turns(
+                    budget,
+                    [
+                        &mut pass_over(n, pair.ours, backward),
+                        &mut pass_over(n, pair.burns, backward),
+                    ],
+                );
+                let bytes = (moved * n * size_of::<f32>()) as f64;
+                let row = Row {
+                    activation: pair.name,
+                    elements: n,
+                    pass,
+                    ours_ms: ours * 1e3,
+                    burn_ms: burn * 1e3,
+                    burn_over_ours: burn / ours,
+                    share_of_copy_bandwidth: bytes / ours / 1e9 / copy,
+                };
+                println!(
+                    "| {:<15} | {:<16} | {:>7.3} | {:>7.3} | {:>8.1}x | {:>5.0} % |",
+                    row.activation,
+                    row.pass,
+                    row.ours_ms,
+                    row.burn_ms,
+                    row.burn_over_ours,
+                    100.0 * row.share_of_copy_bandwidth
+                );
+                report.rows.push(row);
+            }
+        }
+    }
+    if let Some(path) = &arguments.json {
+        let written = serde_json::to_vec_pretty(&report)
+            .map_err(std::io::Error::other)
+            .and_then(|text| fs::write(path, text));
+        if let Err(error) = written {
+            eprintln!("error: cannot write {}: {error}", path.display());
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn input(n: usize) -> TensorData {
+    let values: Vec<f32> = (0..n).map(|i| (i * 7919 % 10_007) as f32 / 1000.0 - 5.0).collect();
+    TensorData::new(values, [n])
+}
+
+/// One pass, with the input held elsewhere as a layer's input is, so the forward pass does not happen
+/// in place. The backward pass starts from a tensor of ones, which Burn makes and which is counted in
+/// the time of both sides, not in the bytes.
+fn pass_over(n: usize, f: fn(Tensor<1>) -> Tensor<1>, backward: bool) -> impl FnMut() {
+    let device = Device::flex();
+    let x = Tensor::<1>::from_data(input(n), &device);
+    move || {
+        if backward {
+            let leaf = x.clone().autodiff().require_grad();
+            let mut grads = f(leaf.clone()).backward();
+            black_box(leaf.grad_remove(&mut grads));
+        } else {
+            black_box(f(x.clone()));
+        }
+    }
+}
+
+/// Seconds per call of each, the fastest of many, run in turns so that both meet the same machine.
+fn in_turns(budget: Duration, mut runs: [&mut dyn FnMut(); 2]) -> [f64; 2] {
+    let mut best = [f64::INFINITY; 2];
+    let started = Instant::now();
+    let mut rounds = 0;
+    while rounds < 3 || started.elapsed() < budget {
+        for (run, best) in runs.iter_mut().zip(&mut best) {
+            let start = Instant::now();
+            run();
+            *best = best.min(start.elapsed().as_secs_f64());
+        }
+        rounds += 1;
+    }
+    best
+}
+
+/// Bytes read and written a second, in GB/s, by a parallel copy of n floats.
+fn copy_bandwidth(n: usize, budget: Duration) -> f64 {
+    let source = vec![1.0f32; n];
+    let mut target = vec![0.0f32; n];
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let chunk = n.div_ceil(threads);
+    let mut best = f64::INFINITY;
+    let started = Instant::now();
+    while started.elapsed() < budget {
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            for (source, target) in source.chunks(chunk).zip(target.chunks_mut(chunk)) {
+                // Several times, so that starting the threads does not count.
+                scope.spawn(move || {
+                    for _ in 0..8 {
+                        black_box(&mut *target).copy_from_slice(black_box(source));
+                    }
+                });
+            }
+        });
+        best = best.min(start.elapsed().as_secs_f64() / 8.0);
+    }
+    (2 * n * size_of::<f32>()) as f64 / best / 1e9
+}
