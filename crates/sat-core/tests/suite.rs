@@ -3,6 +3,9 @@
 //! The expected numbers come from three places: the `f64` reference, itself checked against finite
 //! differences and against values computed with mpmath at 40 digits; and mathematics.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+#![allow(clippy::single_range_in_vec_init, reason = "Burn's slice takes arrays of ranges")]
+
 mod common;
 
 use burn::tensor::{Device, FloatDType, GradientCheckpointingStrategy, Tensor, TensorData};
@@ -341,7 +344,8 @@ fn nan_gives_nan() {
 #[test]
 fn every_layout_gives_the_same_numbers() {
     let values: Vec<f32> = (0..2 * 3 * 4 * 5).map(|i| (i as f32 - 60.0) / 9.0).collect();
-    let layouts: [(&str, fn(Tensor<4>) -> Tensor<4>); 7] = [
+    type View = fn(Tensor<4>) -> Tensor<4>;
+    let layouts: [(&str, View); 7] = [
         ("plain", |x| x),
         ("permuted", |x| x.permute([0, 2, 3, 1])),
         ("transposed", |x| x.swap_dims(2, 3)),

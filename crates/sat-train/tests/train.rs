@@ -1,6 +1,7 @@
 //! Training: determinism, resuming, the optimizer's formulas, and what goes wrong.
 
 #![cfg(feature = "flex")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
 use burn::{
     module::{Module, ModuleVisitor, Param},
