@@ -45,13 +45,13 @@ struct Arguments {
     #[arg(long, default_value_t = Norm::Linf)]
     norm: Norm,
     /// The largest perturbation, for images in [0, 1].
-    #[arg(long, default_value = "8/255", value_parser = common::eps)]
+    #[arg(long, default_value = "8/255", value_parser = common::eps, allow_hyphen_values = true)]
     eps: f64,
     /// Gradient steps of PGD.
     #[arg(long, default_value_t = 20)]
     steps: usize,
     /// Length of a step of PGD, for images in [0, 1]; 2.5 eps/steps by default.
-    #[arg(long, value_parser = common::eps)]
+    #[arg(long, value_parser = common::eps, allow_hyphen_values = true)]
     step_size: Option<f64>,
     /// Whether PGD starts from a random point of the ball instead of the image.
     #[arg(long, default_value_t = true, action = ArgAction::Set)]

@@ -50,11 +50,11 @@ struct Arguments {
     /// celu[:a], smooth-relu[:a], smooth-relu-learnable, or a pair value~gradient.
     #[arg(long, value_delimiter = ',', default_values = ["relu", "silu", "smooth-relu-learnable"])]
     activations: Vec<ActivationConfig>,
-    /// Passes over the 6,000 training images.
-    #[arg(long, default_value_t = 12)]
-    epochs: usize,
+    /// Passes over the training images: 10, or 3 with --quick.
+    #[arg(long)]
+    epochs: Option<usize>,
     /// The largest change of a pixel (Linf), for images in [0, 1]; 8/255 works too.
-    #[arg(long, default_value = "0.1", value_parser = common::eps)]
+    #[arg(long, default_value = "0.1", value_parser = common::eps, allow_hyphen_values = true)]
     eps: f64,
     /// Seeds; each trains every activation once, and the table shows mean and spread.
     #[arg(long, value_delimiter = ',', default_values_t = [0])]
@@ -65,7 +65,7 @@ struct Arguments {
     /// Images per training step.
     #[arg(long, default_value_t = 64)]
     batch_size: usize,
-    /// A look around in under a minute: 3 epochs of 3,000 images, 500 test images.
+    /// A look around in under a minute: 3,000 training images, 3 epochs, 500 test images.
     #[arg(long)]
     quick: bool,
     /// Where to compute: flex, or a backend this was built with (`--features cuda`, wgpu, ...).
@@ -90,6 +90,8 @@ enum QuickstartError {
     Read { path: PathBuf, source: io::Error },
     #[error("{} is damaged: {source}; delete it to train again", path.display())]
     Damaged { path: PathBuf, source: serde_json::Error },
+    #[error("--eps is 0; there is nothing to be robust against")]
+    NoPerturbation,
     #[error("--{0} is empty; give at least one")]
     Nothing(&'static str),
     #[error("--{flag} names {value} twice")]
@@ -145,10 +147,13 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     let started = Instant::now();
     check_list("activations", &arguments.activations)?;
     check_list("seeds", &arguments.seeds)?;
+    if arguments.eps == 0.0 {
+        return Err(QuickstartError::NoPerturbation.into());
+    }
     let device = arguments.device.open()?;
     let (mut train_set, mut test_set) =
         (builtin_fashion_mnist(Split::Train)?, builtin_fashion_mnist(Split::Test)?);
-    let epochs = if arguments.quick { 3 } else { arguments.epochs };
+    let epochs = arguments.epochs.unwrap_or(if arguments.quick { 3 } else { 10 });
     if arguments.quick {
         (train_set, test_set) = (train_set.take(3000), test_set.take(500));
     }
