@@ -14,8 +14,8 @@ use sat::{
         Victim, evaluate,
     },
     core::{ActivationConfig, device::DeviceName},
-    models::{METADATA_ACTIVATION, METADATA_MODEL, ModelName, load_safetensors, read_metadata},
-    train::data::{DataSpec, Split},
+    models::{ModelName, ResNetConfig, load_safetensors, read_network},
+    train::data::{DataSpec, ImageSet, Split},
 };
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -25,10 +25,11 @@ use std::{fs, io, ops::ControlFlow, path::PathBuf, process::ExitCode, time::Inst
 #[derive(Parser, Debug)]
 struct Arguments {
     /// The network: resnet20, resnet32, resnet44, resnet56, resnet110 or resnet18_cifar. By default
-    /// the one the weights file names.
+    /// the one that the weights file describes.
     #[arg(long)]
     model: Option<ModelName>,
-    /// The activation, such as silu or relu~psoftplus:10. By default the one the weights file names.
+    /// The activation, such as silu or relu~psoftplus:10. By default the one that the weights file
+    /// describes.
     #[arg(long)]
     activation: Option<ActivationConfig>,
     /// A safetensors file with PyTorch's names.
@@ -108,10 +109,15 @@ enum AttackName {
 enum EvaluateError {
     #[error("attack `{0}` is not in this version; use none, fgsm or pgd")]
     NotYet(String),
-    #[error("{} does not say which {what} it is for; give --{what}", path.display())]
-    Unnamed { path: PathBuf, what: &'static str },
-    #[error("{}: metadata `{key}`: {reason}; give --{what}", path.display())]
-    BadName { path: PathBuf, key: &'static str, what: &'static str, reason: String },
+    #[error("{} does not say which network it is for; give --model and --activation", .0.display())]
+    Unnamed(PathBuf),
+    #[error("--model says nothing of the activation; give --activation too")]
+    NoActivation,
+    #[error(
+        "{} is for images of {} channels and {} classes; the data has {} and {}",
+        path.display(), channels[0], classes[0], channels[1], classes[1]
+    )]
+    OtherData { path: PathBuf, channels: [usize; 2], classes: [usize; 2] },
     #[error("cannot read {}: {source}", path.display())]
     Read { path: PathBuf, source: io::Error },
     #[error("--limit is 0; leave it out to use all images")]
@@ -131,6 +137,7 @@ struct Output<'a> {
     adv_ce: f64,
     attack: AttackOutput<'a>,
     model: String,
+    network: &'a ResNetConfig,
     activation: ActivationConfig,
     weights_sha256: String,
     data: String,
@@ -193,12 +200,8 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     if let Some(limit) = arguments.limit {
         data = data.take(limit);
     }
-    let (name, activation) = names(arguments)?;
-    let network = name
-        .config()
-        .with_activation(activation)
-        .with_input_channels(data.channels())
-        .with_classes(data.classes());
+    let (name, network) = network(arguments, &data)?;
+    let activation = network.activation;
     let model = load_safetensors(network.init(0, &device), &arguments.weights)?;
     let bytes = fs::read(&arguments.weights)
         .map_err(|source| EvaluateError::Read { path: arguments.weights.clone(), source })?;
@@ -245,7 +248,8 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
                 settings,
                 batch: arguments.batch,
             },
-            model: name.to_string(),
+            model: name,
+            network: &network,
             activation,
             weights_sha256: Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect(),
             data: arguments.data.to_string(),
@@ -304,33 +308,38 @@ fn attack(arguments: &Arguments) -> Result<(Box<dyn Attack>, serde_json::Value),
     })
 }
 
-/// The network and activation of the command line, else of the weights file.
-fn names(arguments: &Arguments) -> Result<(ModelName, ActivationConfig), Failure> {
-    fn from_file<T: std::str::FromStr>(
-        arguments: &Arguments,
-        key: &'static str,
-        what: &'static str,
-    ) -> Result<T, Failure>
-    where
-        T::Err: std::fmt::Display,
-    {
-        let path = arguments.weights.clone();
-        match read_metadata(&path)?.get(key) {
-            None => Err(EvaluateError::Unnamed { path, what }.into()),
-            Some(text) => text.parse().map_err(|error: T::Err| {
-                let reason = error.to_string();
-                EvaluateError::BadName { path, key, what, reason }.into()
-            }),
+/// The network of the command line, else the one the weights file describes; with its name.
+fn network(arguments: &Arguments, data: &ImageSet) -> Result<(String, ResNetConfig), Failure> {
+    let path = &arguments.weights;
+    let (name, network) = match arguments.model {
+        Some(name) => {
+            let Some(activation) = arguments.activation else {
+                return Err(EvaluateError::NoActivation.into());
+            };
+            (name.to_string(), name.config().with_activation(activation))
         }
-    }
-    Ok((
-        match arguments.model {
-            Some(name) => name,
-            None => from_file(arguments, METADATA_MODEL, "model")?,
-        },
-        match arguments.activation {
-            Some(activation) => activation,
-            None => from_file(arguments, METADATA_ACTIVATION, "activation")?,
-        },
-    ))
+        None => {
+            let network = read_network(path)?;
+            let network = network.ok_or_else(|| EvaluateError::Unnamed(path.clone()))?;
+            ("as in the weights file".to_owned(), network)
+        }
+    };
+    let network = match arguments.activation {
+        Some(activation) => network.with_activation(activation),
+        None => network,
+    };
+    let network = match arguments.model {
+        // The names stand for RGB images and ten classes; the data may have others.
+        Some(_) => network.with_input_channels(data.channels()).with_classes(data.classes()),
+        None if (network.input_channels, network.classes) != (data.channels(), data.classes()) => {
+            return Err(EvaluateError::OtherData {
+                path: path.clone(),
+                channels: [network.input_channels, data.channels()],
+                classes: [network.classes, data.classes()],
+            }
+            .into());
+        }
+        None => network,
+    };
+    Ok((name, network))
 }

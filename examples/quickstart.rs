@@ -17,7 +17,10 @@ use common::{
 use sat::{
     attack::{Attack, Goal, Pgd, Report, ThreatModel, Victim, evaluate},
     core::{ActivationConfig, device::DeviceName},
-    models::{ResNet, ResNetConfig, StageConfig, StemConfig, load_safetensors, save_safetensors},
+    models::{
+        ResNet, ResNetConfig, StageConfig, StemConfig, load_safetensors, network_metadata,
+        save_safetensors,
+    },
     train::{
         Checkpoints, Normalized, Recipe, Schedule, Start, Trained, TrainingAttack,
         data::{ImageSet, Split, builtin_fashion_mnist},
@@ -299,7 +302,7 @@ impl Job<'_> {
             return Ok(outcome);
         }
         let (model, train_seconds) = self.train()?;
-        save_safetensors(&model.model, self.weights(), &Default::default())?;
+        save_safetensors(&model.model, self.weights(), &network_metadata(&self.network))?;
         let started = Instant::now();
         let victim = Victim::new(&model);
         let eps = self.eps();
@@ -348,7 +351,6 @@ impl Job<'_> {
 
     fn train(&self) -> Result<(Model, f64), Failure> {
         let device = self.device.clone().autodiff();
-        let started = Instant::now();
         let model = Normalized::to_plus_minus_one(
             self.network.init(self.recipe.seed, &device),
             self.train_set.channels(),
@@ -380,7 +382,7 @@ impl Job<'_> {
         if !trained.is_finished() {
             return Err(QuickstartError::Stopped.into());
         }
-        Ok((trained.model, started.elapsed().as_secs_f64()))
+        Ok((trained.model, trained.progress.seconds))
     }
 
     fn evaluate(&self, victim: &Victim<'_>, set: &ImageSet, eps: f64) -> Result<Report, Failure> {

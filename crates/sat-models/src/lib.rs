@@ -8,7 +8,7 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! use burn::module::Module;
 //! use burn::tensor::{Device, Tensor};
-//! use sat_models::{ModelName, load_safetensors, model_metadata, read_metadata, save_safetensors};
+//! use sat_models::{ModelName, load_safetensors, network_metadata, read_network, save_safetensors};
 //!
 //! let name: ModelName = "resnet20".parse()?;
 //! let config = name.config().with_activation("silu".parse()?);
@@ -19,8 +19,8 @@
 //!
 //! let folder = tempfile::tempdir()?;
 //! let file = folder.path().join("resnet20.safetensors");
-//! save_safetensors(&model, &file, &model_metadata(name, config.activation))?;
-//! assert_eq!(read_metadata(&file)?["sat.model"], "resnet20");
+//! save_safetensors(&model, &file, &network_metadata(&config))?;
+//! assert_eq!(read_network(&file)?.as_ref(), Some(&config));
 //!
 //! // Training takes the differentiable twin of the device; attacks and evaluation take `valid()`.
 //! let model = load_safetensors(config.init(1, &device.autodiff()), &file)?;
@@ -46,6 +46,6 @@ pub use init::Initialization;
 pub use registry::{ModelName, UnknownModel};
 pub use resnet::{ConfigError, ResNet, ResNetConfig, StageConfig, StemConfig};
 pub use weights::{
-    METADATA_ACTIVATION, METADATA_MODEL, Metadata, ShapeMismatch, StateDict, WeightsError,
-    load_safetensors, model_metadata, read_metadata, save_safetensors,
+    METADATA_NETWORK, Metadata, ShapeMismatch, StateDict, WeightsError, load_safetensors,
+    network_metadata, read_metadata, read_network, save_safetensors,
 };

@@ -10,11 +10,10 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Tensor, TensorData, bf16, f16};
 use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensorError, SafeTensors};
-use sat_core::ActivationConfig;
 use serde_json::json;
 use thiserror::Error;
 
-use crate::registry::ModelName;
+use crate::resnet::ResNetConfig;
 
 /// A module whose tensors have names in PyTorch's state-dict convention.
 ///
@@ -43,18 +42,29 @@ pub trait StateDict: Module {
 /// The text entries in the header of a safetensors file.
 pub type Metadata = BTreeMap<String, String>;
 
-/// The metadata key of the model's name, a [`ModelName`] as text.
-pub const METADATA_MODEL: &str = "sat.model";
+/// The metadata key of the network's description: a [`ResNetConfig`] as JSON.
+pub const METADATA_NETWORK: &str = "sat.network";
 
-/// The metadata key of the activation, an [`ActivationConfig`] as text.
-pub const METADATA_ACTIVATION: &str = "sat.activation";
+/// The metadata that says which network the weights belong to; [`read_network`] reads it back.
+pub fn network_metadata(network: &ResNetConfig) -> Metadata {
+    let text = serde_json::to_string(network).expect("names, numbers and lists have a JSON form");
+    Metadata::from([(METADATA_NETWORK.to_owned(), text)])
+}
 
-/// The metadata that says which network the weights belong to.
-pub fn model_metadata(model: ModelName, activation: ActivationConfig) -> Metadata {
-    Metadata::from([
-        (METADATA_MODEL.to_owned(), model.to_string()),
-        (METADATA_ACTIVATION.to_owned(), activation.to_string()),
-    ])
+/// The network that the weights at `path` belong to, or `None` if the file does not say.
+///
+/// # Errors
+///
+/// [`Read`](WeightsError::Read) or [`Corrupt`](WeightsError::Corrupt), and
+/// [`Network`](WeightsError::Network) if the description makes no sense.
+pub fn read_network(path: impl AsRef<Path>) -> Result<Option<ResNetConfig>, WeightsError> {
+    let path = path.as_ref();
+    let Some(text) = read_metadata(path)?.remove(METADATA_NETWORK) else { return Ok(None) };
+    let refuse = |reason| WeightsError::Network { path: path.to_owned(), reason };
+    let network: ResNetConfig =
+        serde_json::from_str(&text).map_err(|error| refuse(error.to_string()))?;
+    network.validate().map_err(|error| refuse(error.to_string()))?;
+    Ok(Some(network))
 }
 
 /// What went wrong with a weights file. Every message names the file.
@@ -70,6 +80,14 @@ pub enum WeightsError {
         source: io::Error,
     },
     /// The file cannot be written. At its path is what was there before or, if only the folder
+    /// The description of the network in the file's metadata cannot be used.
+    #[error("`{}`: metadata `sat.network`: {reason}; name the network yourself", path.display())]
+    Network {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// could not be flushed to the disk, the whole new file.
     #[error("cannot write weights to `{}`: {source}", path.display())]
     Write {

@@ -11,8 +11,8 @@ use burn::tensor::{Device, Tensor, TensorData};
 use proptest::prelude::*;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sat_models::{
-    Metadata, ModelName, ResNet, ResNetConfig, StageConfig, StateDict, StemConfig, WeightsError,
-    load_safetensors, model_metadata, read_metadata, save_safetensors,
+    Metadata, ResNet, ResNetConfig, StageConfig, StateDict, StemConfig, WeightsError,
+    load_safetensors, network_metadata, read_metadata, read_network, save_safetensors,
 };
 use tempfile::TempDir;
 
@@ -177,13 +177,22 @@ fn linear_weights_are_transposed() {
 fn metadata_comes_back_and_may_be_absent() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.safetensors");
-    let metadata = model_metadata(ModelName::ResNet20, "silu".parse().unwrap());
+    let metadata = network_metadata(&tiny());
     save_safetensors(&trained(&tiny(), 1), &path, &metadata).unwrap();
     assert_eq!(read_metadata(&path).unwrap(), metadata);
-    assert_eq!(metadata["sat.model"], "resnet20");
-    assert_eq!(metadata["sat.activation"], "silu");
+    assert_eq!(read_network(&path).unwrap(), Some(tiny()));
     save_safetensors(&trained(&tiny(), 1), &path, &Metadata::new()).unwrap();
     assert_eq!(read_metadata(&path).unwrap(), Metadata::new());
+    assert_eq!(read_network(&path).unwrap(), None);
+    for bad in
+        ["{", "{\"stages\": 3}", &metadata["sat.network"].replace("\"stride\":1", "\"stride\":0")]
+    {
+        let metadata = Metadata::from([("sat.network".to_owned(), bad.to_owned())]);
+        save_safetensors(&trained(&tiny(), 1), &path, &metadata).unwrap();
+        let error = read_network(&path).unwrap_err();
+        assert!(matches!(error, WeightsError::Network { .. }), "{error}");
+        assert!(error.to_string().contains("model.safetensors"), "{error}");
+    }
 }
 
 #[test]

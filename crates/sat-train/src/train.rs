@@ -7,7 +7,7 @@ use crate::{
 use burn::{module::Module, tensor::Device};
 use sat_attack::{AttackError, Classifier, Victim};
 use serde::{Deserialize, Serialize};
-use std::ops::ControlFlow;
+use std::{ops::ControlFlow, time::Instant};
 
 /// Clean accuracy is measured on every so many batches, to cost a few per cent of the time.
 const CLEAN_EVERY: usize = 8;
@@ -25,6 +25,8 @@ pub struct Progress {
     pub epoch: usize,
     /// Epochs of the whole training.
     pub epochs: usize,
+    /// Wall-clock seconds spent, over all runs of a training that was stopped and resumed.
+    pub seconds: f64,
     /// The learning rate of the last step.
     pub lr: f64,
     /// Running mean of the loss on adversarial training images.
@@ -163,6 +165,7 @@ pub fn train<M: Module + Classifier>(
     progress.steps = per_epoch * recipe.epochs;
     progress.epochs = recipe.epochs;
 
+    let (started, seconds_before) = (Instant::now(), progress.seconds);
     let mut order = Vec::new();
     while progress.step < progress.steps {
         let (epoch, batch) = (progress.step / per_epoch, progress.step % per_epoch);
@@ -199,6 +202,7 @@ pub fn train<M: Module + Classifier>(
         let accuracy = correct(output.logits, &labels) as f64 / batch_size as f64;
         running(&mut progress.robust_accuracy, accuracy);
         progress.step = number;
+        progress.seconds = seconds_before + started.elapsed().as_secs_f64();
         progress.epoch = epoch + 1;
 
         let epoch_ends = batch + 1 == per_epoch;
