@@ -13,3 +13,8 @@ pub use sat_attack as attack;
 pub use sat_core as core;
 pub use sat_models as models;
 pub use sat_train as train;
+
+/// The code in the README, compiled and run with the documentation tests.
+#[cfg(all(doctest, feature = "flex"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -419,7 +419,7 @@ fn empty_and_single_element_tensors_work() {
 
 #[test]
 fn nobody_elses_tensor_changes() {
-    let values: Vec<f32> = (0..100_000).map(|i| (i as f32 - 50_000.0) / 9_000.0).collect();
+    let values: Vec<f32> = (0..200_000).map(|i| (i as f32 - 100_000.0) / 18_000.0).collect();
     for (device_name, device) in devices() {
         for curve in curves() {
             // A clone, a view, and a tensor that is also needed elsewhere in the graph.
@@ -450,7 +450,7 @@ fn nobody_elses_tensor_changes() {
 #[test]
 fn parameter_gradients_are_right() {
     // More than one chunk, and a length no vector width divides.
-    let n = 70_003;
+    let n = 270_003;
     let x: Vec<f32> = (0..n).map(|i| ((i * 7919) % n) as f32 / n as f32 * 12.0 - 6.0).collect();
     let weights: Vec<f32> = (0..n).map(|i| ((i * 31) % 17) as f32 / 8.0 - 1.0).collect();
     let parametric = [
