@@ -25,6 +25,14 @@ fn counts_and_cross_entropies_are_those_of_pytorch() {
     let model = load_safetensors(config.init(0, &device), weights).unwrap();
     let victim = Victim::new(&model);
 
+    let (first, _) = data.batch(&[0, 1, 2, 3], &device);
+    let logits = model.forward(first).try_into_vec_as::<f32>().unwrap();
+    let want = expected["logits0"].as_array().unwrap();
+    let want = want.iter().flat_map(|row| row.as_array().unwrap());
+    for (logit, want) in logits.iter().zip(want) {
+        assert!((f64::from(*logit) - want.as_f64().unwrap()).abs() < 1e-4, "{logit}, not {want}");
+    }
+
     let pgd =
         |steps, size| Pgd::default().steps(steps).step_size(size).random_start(RandomStart::Never);
     let linf = ThreatModel::linf(8.0 / 255.0);

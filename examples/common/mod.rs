@@ -3,6 +3,8 @@
 // Each example uses a part of it.
 #![allow(dead_code)]
 
+use std::process::ExitCode;
+
 pub(crate) mod canvas;
 pub(crate) mod grid;
 pub(crate) mod output;
@@ -13,6 +15,17 @@ pub(crate) mod progress;
 /// pages again, which costs more than the arithmetic on it.
 #[global_allocator]
 static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Says what went wrong, if anything, and how the process ends.
+pub(crate) fn exit_code(result: Result<(), Box<dyn std::error::Error>>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
 
 /// Why a text is not a perturbation size.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]

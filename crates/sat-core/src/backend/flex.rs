@@ -15,7 +15,7 @@ use burn::{
         flex::{FlexTensor, Layout},
         tensor::FloatTensor,
     },
-    tensor::{Bytes, DType, Element, bf16, f16},
+    tensor::{Bytes, DType, Element, ElementConversion, bf16, f16},
 };
 use core::{marker::PhantomData, mem::MaybeUninit};
 use rayon::prelude::*;
@@ -69,6 +69,31 @@ impl ActivationBackend for Flex {
     }
 }
 
+/// Evaluates an expression with a type's name bound to the number type of a tensor.
+macro_rules! by_dtype {
+    ($dtype:expr, $number:ident => $value:expr) => {
+        match $dtype {
+            DType::F32 => {
+                type $number = f32;
+                $value
+            }
+            DType::F64 => {
+                type $number = f64;
+                $value
+            }
+            DType::F16 => {
+                type $number = f16;
+                $value
+            }
+            DType::BF16 => {
+                type $number = bf16;
+                $value
+            }
+            other => panic!("activations work on f64, f32, f16 and bf16 tensors, not on {other:?}"),
+        }
+    };
+}
+
 // --- Operations, one per formula and number type ---
 
 struct Forward {
@@ -80,13 +105,7 @@ impl Visitor for Forward {
     type Output = FlexTensor;
     fn visit<F: Formula>(self, fixed: f64) -> FlexTensor {
         let a = self.a.unwrap_or(fixed);
-        match self.x.dtype() {
-            DType::F32 => map::<f32, F>(self.x, a),
-            DType::F64 => map::<f64, F>(self.x, a),
-            DType::F16 => map::<f16, F>(self.x, a),
-            DType::BF16 => map::<bf16, F>(self.x, a),
-            other => unsupported(other),
-        }
+        by_dtype!(self.x.dtype(), E => map::<E, F>(self.x, a))
     }
 }
 
@@ -100,13 +119,7 @@ impl Visitor for BackwardX {
     type Output = FlexTensor;
     fn visit<F: Formula>(self, fixed: f64) -> FlexTensor {
         let a = self.a.unwrap_or(fixed);
-        match self.x.dtype() {
-            DType::F32 => scale_by_slope::<f32, F>(self.x, self.grad, a),
-            DType::F64 => scale_by_slope::<f64, F>(self.x, self.grad, a),
-            DType::F16 => scale_by_slope::<f16, F>(self.x, self.grad, a),
-            DType::BF16 => scale_by_slope::<bf16, F>(self.x, self.grad, a),
-            other => unsupported(other),
-        }
+        by_dtype!(self.x.dtype(), E => scale_by_slope::<E, F>(self.x, self.grad, a))
     }
 }
 
@@ -119,18 +132,8 @@ struct BackwardA {
 impl Visitor for BackwardA {
     type Output = f64;
     fn visit<F: Formula>(self, _: f64) -> f64 {
-        match self.x.dtype() {
-            DType::F32 => parameter_sum::<f32, F>(self.x, self.grad, self.a),
-            DType::F64 => parameter_sum::<f64, F>(self.x, self.grad, self.a),
-            DType::F16 => parameter_sum::<f16, F>(self.x, self.grad, self.a),
-            DType::BF16 => parameter_sum::<bf16, F>(self.x, self.grad, self.a),
-            other => unsupported(other),
-        }
+        by_dtype!(self.x.dtype(), E => parameter_sum::<E, F>(self.x, self.grad, self.a))
     }
-}
-
-fn unsupported(dtype: DType) -> ! {
-    panic!("activations work on f64, f32, f16 and bf16 tensors, not on {dtype:?}")
 }
 
 // --- Tensors as flat buffers ---
@@ -189,25 +192,13 @@ fn flat_pair(x: FlexTensor, grad: FlexTensor) -> ((FlexTensor, usize), (FlexTens
 
 fn scalar(a: &FlexTensor) -> f64 {
     let at = a.layout().start_offset();
-    match a.dtype() {
-        DType::F32 => f64::from(a.storage::<f32>()[at]),
-        DType::F64 => a.storage::<f64>()[at],
-        DType::F16 => a.storage::<f16>()[at].to_f64(),
-        DType::BF16 => a.storage::<bf16>()[at].to_f64(),
-        other => unsupported(other),
-    }
+    by_dtype!(a.dtype(), E => a.storage::<E>()[at].elem())
 }
 
 fn full(like: FlexTensor, value: f64) -> FlexTensor {
     let shape = like.layout().shape().clone();
     let dtype = like.dtype();
-    match dtype {
-        DType::F32 => FlexTensor::filled_typed(shape, dtype, value as f32),
-        DType::F64 => FlexTensor::filled_typed(shape, dtype, value),
-        DType::F16 => FlexTensor::filled_typed(shape, dtype, f16::from_f64(value)),
-        DType::BF16 => FlexTensor::filled_typed(shape, dtype, bf16::from_f64(value)),
-        other => unsupported(other),
-    }
+    by_dtype!(dtype, E => FlexTensor::filled_typed(shape, dtype, value.elem::<E>()))
 }
 
 // --- Loops ---
