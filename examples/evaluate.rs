@@ -10,8 +10,8 @@ use common::output::{check_writable, write};
 use indicatif::{ProgressBar, ProgressStyle};
 use sat::{
     attack::{
-        Adversarial, Attack, AttackError, Fgsm, Goal, Norm, Pgd, RandomStart, Report, ThreatModel,
-        Victim, evaluate,
+        Attack, Fgsm, Identity, Norm, Pgd, RandomStart, Report, SampleRecord, ThreatModel, Victim,
+        evaluate,
     },
     core::{ActivationConfig, device::DeviceName},
     models::{ModelName, ResNetConfig, load_safetensors, read_network},
@@ -145,7 +145,7 @@ struct Output<'a> {
     seconds: f64,
     forwards: u64,
     backwards: u64,
-    per_sample: &'a [sat::attack::SampleRecord],
+    per_sample: &'a [SampleRecord],
 }
 
 /// All settings of the attack.
@@ -155,26 +155,6 @@ struct AttackOutput<'a> {
     threat: &'a ThreatModel,
     settings: serde_json::Value,
     batch: usize,
-}
-
-/// The attack that leaves the images as they are.
-struct Nothing;
-
-impl Attack for Nothing {
-    fn run(
-        &self,
-        victim: &Victim<'_>,
-        images: burn::tensor::Tensor<4>,
-        goal: Goal,
-        threat: &ThreatModel,
-    ) -> Result<Adversarial, AttackError> {
-        Fgsm::default().run(
-            victim,
-            images,
-            goal,
-            &ThreatModel { eps: sat::attack::Eps::Uniform(0.0), ..threat.clone() },
-        )
-    }
 }
 
 fn main() -> ExitCode {
@@ -271,7 +251,7 @@ fn summary(report: &Report) -> String {
 
 fn attack(arguments: &Arguments) -> Result<(Box<dyn Attack>, serde_json::Value), Failure> {
     Ok(match arguments.attack {
-        AttackName::None => (Box::new(Nothing), serde_json::Value::Null),
+        AttackName::None => (Box::new(Identity), serde_json::to_value(Identity)?),
         AttackName::Fgsm => {
             let fgsm = Fgsm::default();
             let settings = serde_json::to_value(&fgsm)?;

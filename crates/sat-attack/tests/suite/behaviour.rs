@@ -3,7 +3,7 @@ use std::ops::ControlFlow;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use sat_attack::{
-    Adversarial, Attack, Fgsm, Goal, Loss, Norm, Pgd, RandomStart, ThreatModel, Victim,
+    Adversarial, Attack, Fgsm, Goal, Identity, Loss, Norm, Pgd, RandomStart, ThreatModel, Victim,
     cross_entropy, evaluate,
 };
 
@@ -522,6 +522,20 @@ fn evaluation_stops_when_asked_and_returns_what_it_has() {
         evaluate(&victim, &Fgsm::default(), none, &threat, |_| ControlFlow::Continue(())).unwrap();
     assert!(empty.complete);
     assert_eq!(empty.robust_accuracy(), 0.0);
+}
+
+#[test]
+fn the_attack_that_does_nothing_measures_clean_accuracy() {
+    let victim = convolutional(1, 5);
+    let x = batch(2, 10);
+    let mut classes = labels(&victim, &x);
+    classes[3] = (classes[3] + 1) % 5;
+    let threat = ThreatModel::linf(0.1);
+    let go_on = |_: &_| ControlFlow::Continue(());
+    let report = evaluate(&victim, &Identity, [(x.clone(), classes)], &threat, go_on).unwrap();
+    assert_eq!((report.clean_correct, report.robust_correct), (9, 9));
+    assert_eq!(report.clean_ce, report.adv_ce);
+    assert_eq!((report.cost.forwards, report.cost.backwards), (20, 0));
 }
 
 #[test]
