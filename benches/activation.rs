@@ -26,14 +26,15 @@ struct Allocator;
 
 static USE_SYSTEM: AtomicBool = AtomicBool::new(false);
 /// Below this size, mimalloc always: what is small is not what is measured.
-const LARGE: usize = 64 * 1024;
+const LARGE: usize = 256 * 1024;
 
 fn from_system(layout: Layout) -> bool {
     layout.size() >= LARGE && USE_SYSTEM.load(Ordering::Relaxed)
 }
 
 // SAFETY: both allocators keep the contract, and each block returns to the one it came from: the
-// choice depends on the layout and on a flag that is set before any large block exists.
+// choice depends on the layout and on a flag that is set first thing in `main`, before any block of
+// LARGE bytes exists; the operating system limits an argument to less than that.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's promises are passed on.
@@ -42,6 +43,16 @@ unsafe impl GlobalAlloc for Allocator {
                 System.alloc(layout)
             } else {
                 mimalloc::MiMalloc.alloc(layout)
+            }
+        }
+    }
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promises are passed on.
+        unsafe {
+            if from_system(layout) {
+                System.alloc_zeroed(layout)
+            } else {
+                mimalloc::MiMalloc.alloc_zeroed(layout)
             }
         }
     }
@@ -64,11 +75,12 @@ static GLOBAL: Allocator = Allocator;
 #[derive(Parser, Debug)]
 struct Arguments {
     /// Sizes to run.
-    #[arg(long, value_delimiter = ',', default_values_t = [100_000, 1_000_000, 10_000_000])]
+    #[arg(long, value_delimiter = ',', default_values_t = [100_000, 1_000_000, 10_000_000],
+        value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     elements: Vec<usize>,
-    /// Seconds for each measurement.
-    #[arg(long, default_value_t = 0.4)]
-    seconds: f64,
+    /// Time for each measurement.
+    #[arg(long, default_value_t = 500)]
+    milliseconds: u64,
     /// Use the system's allocator for large tensors.
     #[arg(long)]
     system_allocator: bool,
@@ -135,9 +147,10 @@ struct Report {
 }
 
 fn main() -> ExitCode {
+    let system = std::env::args_os().any(|argument| argument == "--system-allocator");
+    USE_SYSTEM.store(system, Ordering::Relaxed);
     let arguments = Arguments::parse();
-    USE_SYSTEM.store(arguments.system_allocator, Ordering::Relaxed);
-    let budget = Duration::from_secs_f64(arguments.seconds.max(0.01));
+    let budget = Duration::from_millis(arguments.milliseconds);
     let mut report = Report {
         allocator: if arguments.system_allocator { "system" } else { "mimalloc" },
         threads: std::thread::available_parallelism().map_or(1, usize::from),

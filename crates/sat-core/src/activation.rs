@@ -76,29 +76,44 @@ impl ActivationConfig {
         Self { gradient, ..self }
     }
 
+    /// Whether every parameter lies in [`Curve::PARAMETERS`]; for the learnable activation both b and
+    /// b^2 must.
+    ///
+    /// # Errors
+    ///
+    /// [`ActivationError::Parameter`] names the first that does not.
+    pub fn validate(&self) -> Result<(), ActivationError> {
+        match self.function {
+            Function::Fixed(curve) => curve.validate().map(|_| ())?,
+            Function::SmoothReluLearnable { start } => {
+                let allowed = Curve::PARAMETERS;
+                if !(allowed.contains(&start) && allowed.contains(&(start * start))) {
+                    let activation = SMOOTH_RELU_LEARNABLE;
+                    return Err(ActivationError::Parameter { activation, value: start });
+                }
+            }
+        }
+        match self.gradient {
+            Gradient::Own => Ok(()),
+            Gradient::Of(curve) => curve.validate().map(|_| ()),
+        }
+    }
+
     /// Builds the module on a device.
     ///
     /// # Panics
     ///
-    /// If a parameter is not finite and positive. Configurations read from text are already checked.
+    /// If [`validate`](Self::validate) gives an error. Configurations read from text are valid.
     pub fn init(&self, device: &Device) -> Activation {
-        let check = |result: Result<Curve, ActivationError>| match result {
-            Ok(curve) => curve,
-            Err(error) => panic!("{error}"),
-        };
+        if let Err(error) = self.validate() {
+            panic!("{error}");
+        }
         let b = match self.function {
-            Function::Fixed(curve) => {
-                check(curve.validate());
-                None
-            }
+            Function::Fixed(_) => None,
             Function::SmoothReluLearnable { start } => {
-                check(Curve::SmoothRelu(start * start).validate());
                 Some(Param::from_tensor(Tensor::from_floats([start as f32], device)))
             }
         };
-        if let Gradient::Of(curve) = self.gradient {
-            check(curve.validate());
-        }
         Activation { b, config: *self }
     }
 }
@@ -144,11 +159,7 @@ impl FromStr for Function {
                 text: start.into(),
             })?,
         };
-        if start.is_finite() && start > 0.0 {
-            Ok(Function::SmoothReluLearnable { start })
-        } else {
-            Err(ActivationError::Parameter { activation: SMOOTH_RELU_LEARNABLE, value: start })
-        }
+        Ok(Function::SmoothReluLearnable { start })
     }
 }
 
@@ -165,17 +176,17 @@ impl FromStr for ActivationConfig {
     type Err = ActivationError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let Some((function, gradient)) = text.split_once('~') else {
-            return Ok(Self { function: text.parse()?, gradient: Gradient::Own });
+        let (function, gradient) = match text.split_once('~') {
+            None => (text, Gradient::Own),
+            Some((function, gradient)) => match gradient.parse()? {
+                Function::Fixed(curve) => (function, Gradient::Of(curve)),
+                Function::SmoothReluLearnable { .. } => {
+                    return Err(ActivationError::LearnableGradient { name: gradient.into() });
+                }
+            },
         };
-        match gradient.parse()? {
-            Function::Fixed(curve) => {
-                Ok(Self { function: function.parse()?, gradient: Gradient::Of(curve) })
-            }
-            Function::SmoothReluLearnable { .. } => {
-                Err(ActivationError::LearnableGradient { name: gradient.into() })
-            }
-        }
+        let config = Self { function: function.parse()?, gradient };
+        config.validate().map(|()| config)
     }
 }
 
@@ -252,7 +263,7 @@ impl Activation {
     ///
     /// # Panics
     ///
-    /// If the curve's parameter is not finite and positive.
+    /// If [`Curve::validate`] refuses the curve.
     pub fn with_gradient(mut self, gradient: Gradient) -> Self {
         if let Gradient::Of(curve) = gradient
             && let Err(error) = curve.validate()

@@ -28,9 +28,10 @@ pub enum ActivationError {
         /// The text that was given.
         text: String,
     },
-    /// The parameter is not finite and positive.
+    /// The parameter is not in its range.
     #[error(
-        "the parameter of activation `{activation}` is {value}; it must be finite and above zero"
+        "the parameter of activation `{activation}` is {value:e}; it must be between {:e} and {:e}",
+        Curve::PARAMETERS.start(), Curve::PARAMETERS.end()
     )]
     Parameter {
         /// The activation's name.

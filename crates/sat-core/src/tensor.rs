@@ -13,16 +13,13 @@ use burn::{backend::Dispatch, tensor::Tensor};
 ///
 /// # Panics
 ///
-/// If a parameter is not finite and positive; see [`Curve::validate`].
+/// If [`Curve::validate`] refuses a curve.
 pub fn activate<const D: usize>(x: Tensor<D>, pair: impl Into<Pair>) -> Tensor<D> {
     let pair = checked(pair.into());
-    let extended = is_extended(&x.device());
-    let x = x.into_dispatch();
-    Tensor::from_dispatch(if extended {
-        Dispatch::activation(x, pair)
-    } else {
-        fallback(x, None, pair)
-    })
+    if !is_extended(&x.device()) {
+        return fallback(x, None, pair);
+    }
+    Tensor::from_dispatch(Dispatch::activation(x.into_dispatch(), pair))
 }
 
 /// Applies a curve whose parameter is a tensor of one element, with gradients for both.
@@ -44,13 +41,11 @@ pub fn activate_with_parameter<const D: usize>(
         "activation `{}` has no parameter",
         pair.value.name()
     );
-    let extended = is_extended(&x.device());
-    let (x, a) = (x.into_dispatch(), a.into_dispatch());
-    Tensor::from_dispatch(if extended {
-        Dispatch::parametric_activation(x, a, pair)
-    } else {
-        fallback(x, Some(a), pair)
-    })
+    if !is_extended(&x.device()) {
+        return fallback(x, Some(a), pair);
+    }
+    let y = Dispatch::parametric_activation(x.into_dispatch(), a.into_dispatch(), pair);
+    Tensor::from_dispatch(y)
 }
 
 fn checked(pair: Pair) -> Pair {
@@ -100,7 +95,7 @@ functions! {
     ///
     /// # Panics
     ///
-    /// If a is not finite and positive.
+    /// If a is not in [`Curve::PARAMETERS`].
     parametric_softplus(a) = Curve::ParametricSoftplus(a);
     /// x s(x); see [`Curve::Silu`].
     silu() = Curve::Silu;
@@ -112,18 +107,18 @@ functions! {
     ///
     /// # Panics
     ///
-    /// If a is not finite and positive.
+    /// If a is not in [`Curve::PARAMETERS`].
     elu(a) = Curve::Elu(a);
     /// x for x > 0, else a (e^(x/a) - 1); see [`Curve::Celu`].
     ///
     /// # Panics
     ///
-    /// If a is not finite and positive.
+    /// If a is not in [`Curve::PARAMETERS`].
     celu(a) = Curve::Celu(a);
     /// x - ln(1 + a x)/a for x > 0, else 0; see [`Curve::SmoothRelu`].
     ///
     /// # Panics
     ///
-    /// If a is not finite and positive.
+    /// If a is not in [`Curve::PARAMETERS`].
     smooth_relu(a) = Curve::SmoothRelu(a);
 }

@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::nn::conv::Conv2d;
 use burn::nn::{BatchNorm, Linear};
 use burn::tensor::{Device, Tensor};
-use sat_core::{Activation, ActivationConfig, Gradient};
+use sat_core::{Activation, ActivationConfig, ActivationError, Gradient};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -57,7 +57,7 @@ pub struct ResNetConfig {
 }
 
 /// A field of a [`ResNetConfig`] that no network can have.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Debug, PartialEq, Error)]
 #[non_exhaustive]
 pub enum ConfigError {
     /// A size that must be at least 1 is 0.
@@ -66,6 +66,9 @@ pub enum ConfigError {
         /// The field, such as `stages[1].stride`.
         field: String,
     },
+    /// The activation has a parameter out of its range.
+    #[error("ResNetConfig: `activation`: {0}")]
+    Activation(#[from] ActivationError),
     /// The list of stages is empty.
     #[error("ResNetConfig: `stages` is empty; give at least one stage")]
     NoStages,
@@ -146,7 +149,7 @@ impl ResNetConfig {
         self
     }
 
-    /// Checks that every size is at least 1 and that there is a stage. Call it on a configuration
+    /// Checks that every size is at least 1, that there is a stage, and the activation. Call it on a configuration
     /// that comes from outside the program.
     ///
     /// # Errors
@@ -169,7 +172,7 @@ impl ResNetConfig {
         if self.stages.is_empty() {
             return Err(ConfigError::NoStages);
         }
-        Ok(())
+        Ok(self.activation.validate()?)
     }
 
     /// Builds the network on `device` with weights drawn from `seed`.

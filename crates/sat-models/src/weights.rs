@@ -17,6 +17,7 @@ use crate::resnet::ResNetConfig;
 
 /// A module whose tensors have names in PyTorch's state-dict convention.
 ///
+/// Only tensors of floats are covered; parameters that are integers or booleans are not stored.
 /// Burn's layers are translated for every module: BatchNorm's `gamma` and `beta` are `weight` and
 /// `bias`, and a linear weight, `[in, out]` in Burn, is `[out, in]` in the file.
 pub trait StateDict: Module {
@@ -80,14 +81,6 @@ pub enum WeightsError {
         source: io::Error,
     },
     /// The file cannot be written. At its path is what was there before or, if only the folder
-    /// The description of the network in the file's metadata cannot be used.
-    #[error("`{}`: metadata `sat.network`: {reason}; name the network yourself", path.display())]
-    Network {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
     /// could not be flushed to the disk, the whole new file.
     #[error("cannot write weights to `{}`: {source}", path.display())]
     Write {
@@ -95,6 +88,14 @@ pub enum WeightsError {
         path: PathBuf,
         /// The cause.
         source: io::Error,
+    },
+    /// The description of the network in the file's metadata cannot be used.
+    #[error("`{}`: metadata `sat.network`: {reason}; name the network yourself", path.display())]
+    Network {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
     },
     /// The file is not a whole and valid safetensors file.
     #[error("`{}` is not a valid safetensors file: {source}; copy or download it again", path.display())]
@@ -254,9 +255,12 @@ pub fn load_safetensors<M: StateDict>(model: M, path: impl AsRef<Path>) -> Resul
     let path = path.as_ref();
     let bytes = read(path)?;
     let file = parse(path, &bytes)?;
+    let slots = slots(&model);
     let mut tensors = BTreeMap::new();
     for (name, tensor) in file.iter() {
-        let key = strip_prefixes(name);
+        // A field of the model's own may be called `model` or `module`.
+        let is_ours = slots.iter().any(|slot| slot.key == *name);
+        let key = if is_ours { name } else { strip_prefixes(name) };
         if key.rsplit('.').next() == Some("num_batches_tracked") {
             continue;
         }
@@ -265,7 +269,6 @@ pub fn load_safetensors<M: StateDict>(model: M, path: impl AsRef<Path>) -> Resul
             return Err(WeightsError::Duplicate { path: path.to_owned(), tensor });
         }
     }
-    let slots = slots(&model);
     compare(path, &slots, &tensors)?;
 
     let mut values = HashMap::with_capacity(slots.len());

@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::module::{Module, ModuleVisitor, Param};
+use burn::nn::Linear;
 use burn::tensor::{Device, Tensor, TensorData};
 use proptest::prelude::*;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -171,6 +172,28 @@ fn linear_weights_are_transposed() {
     fc.0.unwrap().assert_eq(&expected, true);
     save_safetensors(&model, &path, &Metadata::new()).unwrap();
     assert_eq!(read_tensors(&path)["fc.weight"], tensors["fc.weight"]);
+}
+
+#[test]
+fn a_field_named_model_keeps_its_name() {
+    #[derive(Module, Debug)]
+    struct Wrapper {
+        model: Linear,
+    }
+    impl StateDict for Wrapper {}
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let wrapper =
+        |seed: f32| Wrapper { model: Linear { weight: param([[seed, 2.0]]), bias: None } };
+    save_safetensors(&wrapper(1.0), &path, &Metadata::new()).unwrap();
+    let loaded = load_safetensors(wrapper(5.0), &path).unwrap();
+    assert_eq!(loaded.state_keys(), ["model.weight"]);
+    let values: Vec<f32> = loaded.model.weight.val().into_data().try_into_vec().unwrap();
+    assert_eq!(values, [1.0, 2.0]);
+}
+
+fn param(values: [[f32; 2]; 1]) -> Param<Tensor<2>> {
+    Param::from_data(values, &Device::flex())
 }
 
 #[test]

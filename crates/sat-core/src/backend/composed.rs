@@ -31,11 +31,10 @@ pub(crate) fn value<B: Backend>(
     narrow::<B>(curve.visit(OfValue(x.clone(), a)).into_tensor(x), dtype)
 }
 
-/// grad * df/dx
-pub(crate) fn backward<B: Backend>(
+/// df/dx
+pub(crate) fn slope<B: Backend>(
     x: FloatTensor<B>,
     a: Option<FloatTensor<B>>,
-    grad: FloatTensor<B>,
     curve: Curve,
 ) -> FloatTensor<B> {
     struct OfSlope<B: Backend>(FloatTensor<B>, Composed<B>);
@@ -45,17 +44,14 @@ pub(crate) fn backward<B: Backend>(
             F::slope(Tensor(self.0), self.1)
         }
     }
-    let dtype = x.dtype();
     let (x, a) = arguments::<B>(x, a, curve);
-    let slope = curve.visit(OfSlope(x.clone(), a)).into_tensor(x);
-    narrow::<B>(B::float_mul(widen::<B>(grad), slope), dtype)
+    curve.visit(OfSlope(x.clone(), a)).into_tensor(x)
 }
 
-/// The sum of grad * df/da, in a tensor of a's shape.
-pub(crate) fn parameter_backward<B: Backend>(
+/// df/da
+pub(crate) fn parameter_slope<B: Backend>(
     x: FloatTensor<B>,
     a: FloatTensor<B>,
-    grad: FloatTensor<B>,
     curve: Curve,
 ) -> FloatTensor<B> {
     struct OfParameter<B: Backend>(FloatTensor<B>, Composed<B>);
@@ -65,11 +61,31 @@ pub(crate) fn parameter_backward<B: Backend>(
             F::parameter_slope(Tensor(self.0), self.1)
         }
     }
-    let (shape, dtype) = (a.shape(), a.dtype());
     let (x, a) = arguments::<B>(x, Some(a), curve);
-    let slope = curve.visit(OfParameter(x.clone(), a)).into_tensor(x);
-    let sum = B::float_sum(B::float_mul(widen::<B>(grad), slope));
-    narrow::<B>(B::float_reshape(sum, shape), dtype)
+    curve.visit(OfParameter(x.clone(), a)).into_tensor(x)
+}
+
+/// grad * df/dx
+pub(crate) fn backward<B: Backend>(
+    x: FloatTensor<B>,
+    a: Option<FloatTensor<B>>,
+    grad: FloatTensor<B>,
+    curve: Curve,
+) -> FloatTensor<B> {
+    let dtype = x.dtype();
+    narrow::<B>(B::float_mul(widen::<B>(grad), slope::<B>(x, a, curve)), dtype)
+}
+
+/// The sum of grad * df/da, in a tensor of a's shape.
+pub(crate) fn parameter_backward<B: Backend>(
+    x: FloatTensor<B>,
+    a: FloatTensor<B>,
+    grad: FloatTensor<B>,
+    curve: Curve,
+) -> FloatTensor<B> {
+    let (shape, dtype) = (a.shape(), a.dtype());
+    let product = B::float_mul(widen::<B>(grad), parameter_slope::<B>(x, a, curve));
+    narrow::<B>(B::float_reshape(B::float_sum(product), shape), dtype)
 }
 
 /// x in a type to compute in; and the parameter, shaped so that it broadcasts over x where it is a

@@ -14,7 +14,7 @@ mod flex;
 use crate::{activation::Gradient, curve::Curve};
 use burn::{
     backend::{Backend, Dispatch, DispatchDevice, backend_extension, tensor::FloatTensor},
-    tensor::Device,
+    tensor::{Device, Tensor},
 };
 
 /// A value curve and the gradient its backward pass uses.
@@ -133,25 +133,95 @@ pub(crate) fn is_extended(device: &Device) -> bool {
     inner(device.as_dispatch())
 }
 
-/// f(x) on a device without an implementation, differentiated by Burn.
+/// f(x) on a device without an implementation of [`ActivationBackend`].
 ///
-/// A gradient of another curve g comes from y = f(x) + (g(x) - g(x)), where f and the second g are
-/// cut from x. The difference is zero, so the value is f(x) to the bit.
-pub(crate) fn fallback(
-    x: FloatTensor<Dispatch>,
-    a: Option<FloatTensor<Dispatch>>,
+/// Burn differentiates it, but not through the formula, whose pieces have kinks that cancel: through
+/// y = f(x') + (x - x') s + (a - a') p, where x' and a' are cut from the graph and s and p are the
+/// slopes at them. The differences are zero, so the value is f(x).
+pub(crate) fn fallback<const D: usize>(
+    x: Tensor<D>,
+    a: Option<Tensor<1>>,
     pair: Pair,
-) -> FloatTensor<Dispatch> {
-    use burn::backend::ops::FloatTensorOps;
+) -> Tensor<D> {
+    let constant = x.clone().detach();
+    let fixed = || constant.clone().into_dispatch();
+    let fixed_a = || a.clone().map(|a| a.detach().into_dispatch());
+    let value = composed::value::<Dispatch>(fixed(), fixed_a(), pair.value);
+    let value = Tensor::from_dispatch(value);
+    if !x.is_autodiff() {
+        return value;
+    }
+    let slope = match pair.gradient {
+        Gradient::Own => composed::slope::<Dispatch>(fixed(), fixed_a(), pair.value),
+        Gradient::Of(curve) => composed::slope::<Dispatch>(fixed(), None, curve),
+    };
+    // Infinity minus itself is no number: there the output is cut from the graph.
+    let zero = (x.clone() - constant.clone()).mask_fill(constant.clone().is_inf(), 0.0);
+    let y = value + zero * Tensor::<D>::from_dispatch(slope).cast(x.dtype());
+    match (&a, fixed_a()) {
+        (Some(a), Some(fixed_a)) => {
+            let slope = composed::parameter_slope::<Dispatch>(fixed(), fixed_a, pair.value);
+            let zero = (a.clone() - a.clone().detach()).reshape([1; D]);
+            y + Tensor::<D>::from_dispatch(slope).cast(x.dtype()) * zero.cast(x.dtype())
+        }
+        _ => y,
+    }
+}
 
-    match pair.gradient {
-        Gradient::Own => composed::value::<Dispatch>(x, a, pair.value),
-        Gradient::Of(curve) => {
-            let value =
-                composed::value::<Dispatch>(Dispatch::float_detach(x.clone()), a, pair.value);
-            let guide = composed::value::<Dispatch>(x, None, curve);
-            let zero = Dispatch::float_sub(guide.clone(), Dispatch::float_detach(guide));
-            Dispatch::float_add(value, zero)
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::*;
+    use crate::tensor::{activate, activate_with_parameter};
+    use burn::tensor::TensorData;
+
+    const X: [f32; 9] = [-1e30, -20.0, -1.5, -0.0, 0.0, 1e-3, 0.75, 30.0, 1e30];
+
+    fn run(f: impl Fn(Tensor<1>, Tensor<1>) -> Tensor<1>) -> [Vec<f32>; 3] {
+        let device = Device::flex().autodiff();
+        let x = Tensor::<1>::from_data(X, &device).require_grad();
+        let a = Tensor::<1>::from_data([2.5], &device).require_grad();
+        let y = f(x.clone(), a.clone());
+        let weights = Tensor::<1>::from_data(TensorData::from([0.5f32; 9]), &device);
+        let grads = (y.clone() * weights).sum().backward();
+        let to_vec = |t: Option<Tensor<1>>| -> Vec<f32> {
+            t.map_or(vec![0.0], |t| t.into_data().try_into_vec().unwrap())
+        };
+        [to_vec(Some(y.inner())), to_vec(x.grad(&grads)), to_vec(a.grad(&grads))]
+    }
+
+    fn assert_close(got: [Vec<f32>; 3], want: [Vec<f32>; 3], what: &str) {
+        for (got, want) in got.iter().flatten().zip(want.iter().flatten()) {
+            let close = (got - want).abs() <= 2e-6 * want.abs().max(1.0);
+            assert!(close, "{what}: {got}, not {want}");
+        }
+    }
+
+    #[test]
+    fn the_fallback_has_the_values_and_gradients_of_the_kernels() {
+        for &value in Curve::ALL {
+            for gradient in [Gradient::Own, Gradient::Of(Curve::ParametricSoftplus(10.0))] {
+                let pair = Pair { value, gradient };
+                let want = run(|x, _| activate(x, pair));
+                let got = run(|x, _| fallback(x, None, pair));
+                assert_close(got, want, &format!("{pair:?}"));
+                if value.parameter().is_some() {
+                    let want = run(|x, a| activate_with_parameter(x, a, pair));
+                    let got = run(|x, a| fallback(x, Some(a), pair));
+                    assert_close(got, want, &format!("{pair:?} with a parameter"));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_fallback_works_without_autodiff_and_at_the_ends() {
+        let x = Tensor::<1>::from_data([f32::NEG_INFINITY, f32::INFINITY], &Device::flex());
+        let pair = Pair::from(Curve::Silu);
+        let plain = fallback(x.clone(), None, pair);
+        let tracked = fallback(x.autodiff().require_grad(), None, pair);
+        for y in [plain, tracked] {
+            let y: Vec<f32> = y.inner().into_data().try_into_vec().unwrap();
+            assert_eq!(y, [0.0, f32::INFINITY]);
         }
     }
 }

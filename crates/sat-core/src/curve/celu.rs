@@ -16,7 +16,8 @@ impl Formula for Celu {
         x.if_positive(V::lit(1.0), negative)
     }
 
-    /// With y = x/a: e^y - 1 - y e^y.
+    /// With y = x/a: e^y - 1 - y e^y, to an absolute error of 1e-7 in `f32`; near 0, where the value is
+    /// -y^2/2, the terms cancel.
     #[inline(always)]
     fn parameter_slope<V: Value>(x: V, a: V) -> V {
         // Beyond -800 the exponential is zero in every precision; the bound keeps inf * 0 away.

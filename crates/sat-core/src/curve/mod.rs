@@ -11,7 +11,7 @@ mod smooth_relu;
 mod softplus;
 
 use crate::{error::ActivationError, value::Value};
-use core::{fmt, str::FromStr};
+use core::{fmt, ops::RangeInclusive, str::FromStr};
 
 /// The mathematics of one curve, generic over what it is evaluated on.
 pub(crate) trait Formula: 'static {
@@ -116,7 +116,8 @@ curves! {
         ///
         /// $$ f(x) = \tfrac{x}{2}\left(1 + \tanh\left(\sqrt{2/\pi}\,(x + 0.044715\,x^3)\right)\right) $$
         /// Hendrycks and Gimpel, arXiv 1606.08415; the form of the code released with
-        /// arXiv 2006.14536.
+        /// arXiv 2006.14536. In `f32` the relative error grows to 2e-5 in the far tail, x < -3, where
+        /// |f| < 4e-3; the absolute error stays below 2e-7.
         GeluTanh = "gelu-tanh" in gelu_tanh;
     }
     parametric {
@@ -146,6 +147,10 @@ curves! {
 }
 
 impl Curve {
+    /// The parameters a that a curve may have: those for which a^2 and 1/a^2 are numbers in `f32`, so
+    /// that every formula is defined.
+    pub const PARAMETERS: RangeInclusive<f64> = 1e-15..=1e15;
+
     /// f(x), computed in `f64`: the reference of every kernel.
     ///
     /// ```
@@ -187,14 +192,14 @@ impl Curve {
         self.visit(At(x))
     }
 
-    /// Whether the parameter is one for which the curve is defined: finite and positive.
+    /// Whether the parameter lies in [`PARAMETERS`](Self::PARAMETERS).
     ///
     /// # Errors
     ///
     /// [`ActivationError::Parameter`] otherwise.
     pub fn validate(self) -> Result<Self, ActivationError> {
         match self.parameter() {
-            Some(value) if !(value.is_finite() && value > 0.0) => {
+            Some(value) if !Self::PARAMETERS.contains(&value) => {
                 Err(ActivationError::Parameter { activation: self.name(), value })
             }
             _ => Ok(self),
