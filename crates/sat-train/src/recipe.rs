@@ -107,10 +107,7 @@ impl Recipe {
 impl TrainingAttack {
     /// The threat model of the attack.
     pub fn threat(&self) -> ThreatModel {
-        match self.norm {
-            Norm::L2 => ThreatModel::l2(self.eps),
-            _ => ThreatModel::linf(self.eps),
-        }
+        ThreatModel::new(self.norm, self.eps)
     }
 
     /// The attack itself; `seed` decides its noise.

@@ -169,6 +169,7 @@ pub(crate) fn fallback<const D: usize>(
 }
 
 #[cfg(all(test, feature = "flex"))]
+#[allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 mod tests {
     use super::*;
     use crate::tensor::{activate, activate_with_parameter};
