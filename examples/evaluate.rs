@@ -14,7 +14,7 @@ use sat::{
         evaluate,
     },
     core::{ActivationConfig, device::DeviceName},
-    models::{ModelName, ResNetConfig, load_safetensors, read_network},
+    models::{ModelName, ResNetConfig, load_safetensors, read_metadata, read_network},
     train::data::{DataSpec, ImageSet, Split},
 };
 use serde::Serialize;
@@ -67,7 +67,8 @@ struct Arguments {
     /// The seed of everything random.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Mean of each channel, if the network wants normalised images.
+    /// Mean of each channel, if the network wants normalised images; by default what the weights file
+    /// says, if anything.
     #[arg(long, value_delimiter = ',', requires = "std")]
     mean: Vec<f64>,
     /// Standard deviation of each channel.
@@ -111,6 +112,8 @@ enum EvaluateError {
     NotYet(String),
     #[error("{} does not say which network it is for; give --model and --activation", .0.display())]
     Unnamed(PathBuf),
+    #[error("{}: metadata `{key}` is no list of numbers; give --mean and --std", path.display())]
+    BadMetadata { path: PathBuf, key: &'static str },
     #[error("--model says nothing of the activation; give --activation too")]
     NoActivation,
     #[error(
@@ -139,6 +142,8 @@ struct Output<'a> {
     model: String,
     network: &'a ResNetConfig,
     activation: ActivationConfig,
+    mean: Option<&'a [f64]>,
+    std: Option<&'a [f64]>,
     weights_sha256: String,
     data: String,
     device: String,
@@ -180,8 +185,9 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     let bytes = fs::read(&arguments.weights)
         .map_err(|source| EvaluateError::Read { path: arguments.weights.clone(), source })?;
     let mut victim = Victim::new(&model);
-    if !arguments.mean.is_empty() {
-        victim = victim.normalize(&arguments.mean, &arguments.std)?;
+    let normalization = normalization(arguments)?;
+    if let Some((mean, std)) = &normalization {
+        victim = victim.normalize(mean, std)?;
     }
     let threat = ThreatModel::new(arguments.norm, arguments.eps);
 
@@ -225,6 +231,8 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
             model: name,
             network: &network,
             activation,
+            mean: normalization.as_ref().map(|(mean, _)| mean.as_slice()),
+            std: normalization.as_ref().map(|(_, std)| std.as_slice()),
             weights_sha256: Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect(),
             data: arguments.data.to_string(),
             device: arguments.device.to_string(),
@@ -280,6 +288,29 @@ fn attack(arguments: &Arguments) -> Result<(Box<dyn Attack>, serde_json::Value),
             return Err(EvaluateError::NotYet(name).into());
         }
     })
+}
+
+/// Mean and standard deviation of each channel.
+type Statistics = (Vec<f64>, Vec<f64>);
+
+/// The normalisation in front of the network: that of the command line, else of the weights file,
+/// else none.
+fn normalization(arguments: &Arguments) -> Result<Option<Statistics>, Failure> {
+    if !arguments.mean.is_empty() {
+        return Ok(Some((arguments.mean.clone(), arguments.std.clone())));
+    }
+    let path = &arguments.weights;
+    let metadata = read_metadata(path)?;
+    let numbers = |key: &'static str, text: &String| -> Result<Vec<f64>, EvaluateError> {
+        let parsed: Result<Vec<f64>, _> = text.split(',').map(str::parse).collect();
+        parsed.map_err(|_| EvaluateError::BadMetadata { path: path.clone(), key })
+    };
+    match (metadata.get(common::MEAN), metadata.get(common::STD)) {
+        (Some(mean), Some(std)) => {
+            Ok(Some((numbers(common::MEAN, mean)?, numbers(common::STD, std)?)))
+        }
+        _ => Ok(None),
+    }
 }
 
 /// The network of the command line, else the one the weights file describes; with its name.

@@ -87,8 +87,8 @@ struct Arguments {
 enum QuickstartError {
     #[error("{} holds a run that was stopped; go on with --resume, or choose another --out", .0.display())]
     Unfinished(PathBuf),
-    #[error("cannot remove {}: {source}; check the permissions, or choose another --out", path.display())]
-    Remove { path: PathBuf, source: io::Error },
+    #[error("{} is of a run with other settings; resume with those, or choose another --out", .0.display())]
+    OtherSettings(PathBuf),
     #[error("cannot read {}: {source}", path.display())]
     Read { path: PathBuf, source: io::Error },
     #[error("{} is damaged: {source}; delete it to train again", path.display())]
@@ -111,7 +111,7 @@ type Model = Normalized<ResNet>;
 struct Outcome {
     activation: ActivationConfig,
     seed: u64,
-    recipe: Recipe,
+    setting: Setting,
     clean_accuracy: f64,
     /// Under PGD-20 at the eps of training.
     robust_accuracy: f64,
@@ -121,13 +121,22 @@ struct Outcome {
     curve: Vec<(f64, f64)>,
 }
 
+/// All that decides an outcome.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Setting {
+    recipe: Recipe,
+    network: ResNetConfig,
+    train_images: usize,
+    test_images: usize,
+    device: String,
+}
+
 #[derive(Serialize)]
 struct FullReport<'a> {
     data: &'static str,
     train_images: usize,
     test_images: usize,
     curve_images: usize,
-    network: &'a ResNetConfig,
     attack: Pgd,
     eps: f64,
     device: String,
@@ -166,12 +175,17 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
             train_set: &train_set,
             test_set: &test_set,
             device: &device,
+            device_name: arguments.device,
         })
         .collect();
-    check_writable(&arguments.out.join("report.json"))?;
+    let [report, plot, picture] = ["report.json", "accuracy_vs_eps.png", "adversarial_images.png"]
+        .map(|name| arguments.out.join(name));
+    let start = if arguments.resume { Start::Resume } else { Start::Fresh };
+    for path in [&report, &plot, &picture] {
+        check_writable(path)?;
+    }
     for job in &jobs {
-        job.recipe.validate()?;
-        job.prepare(arguments.resume)?;
+        job.check(start)?;
     }
     ctrlc::set_handler(|| {
         if STOP.swap(true, Ordering::SeqCst) {
@@ -184,22 +198,18 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     for (i, job) in jobs.iter().enumerate() {
         let seed = job.recipe.seed;
         eprintln!("[{}/{}] {}, seed {seed}", i + 1, jobs.len(), job.activation);
-        outcomes.push(job.run()?);
+        outcomes.push(job.run(start)?);
     }
 
     print_table(&outcomes, arguments, test_set.len());
     let title = format!("Fashion-MNIST, trained at eps {}, PGD-{TABLE_STEPS}", arguments.eps);
-    let plot = arguments.out.join("accuracy_vs_eps.png");
     accuracy_vs_eps(&plot, &title, &curves(&outcomes))?;
-    let picture = arguments.out.join("adversarial_images.png");
     draw_picture(&picture, arguments, &jobs)?;
-    let report = arguments.out.join("report.json");
     let content = FullReport {
         data: "builtin:fashion-mnist",
         train_images: train_set.len(),
         test_images: test_set.len(),
         curve_images: PLOT_IMAGES.min(test_set.len()),
-        network: &network(&train_set),
         attack: table_attack(),
         eps: arguments.eps,
         device: arguments.device.to_string(),
@@ -255,6 +265,7 @@ struct Job<'a> {
     train_set: &'a ImageSet,
     test_set: &'a ImageSet,
     device: &'a Device,
+    device_name: DeviceName,
 }
 
 impl Job<'_> {
@@ -270,33 +281,33 @@ impl Job<'_> {
         self.folder.join("outcome.json")
     }
 
-    /// Makes the folder. A finished run there is replaced, a stopped one only gone on with.
-    fn prepare(&self, resume: bool) -> Result<(), Failure> {
-        let checkpoints = self.checkpoints()?;
-        if !resume {
-            if checkpoints.latest()?.is_some() {
-                return Err(QuickstartError::Unfinished(self.folder.clone()).into());
+    /// Checks that the job can run here. A finished run in the folder will be replaced, file by file;
+    /// a stopped one is only gone on with.
+    fn check(&self, start: Start) -> Result<(), Failure> {
+        self.recipe.validate()?;
+        match start {
+            Start::Fresh if self.checkpoints()?.latest()?.is_some() => {
+                Err(QuickstartError::Unfinished(self.folder.clone()).into())
             }
-            for path in [self.outcome(), self.weights()] {
-                match fs::remove_file(&path) {
-                    Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                        return Err(QuickstartError::Remove { path, source }.into());
-                    }
-                    _ => {}
-                }
-            }
+            Start::Resume => self.finished().map(|_| ()).map_err(Failure::from),
+            Start::Fresh => Ok(()),
         }
-        Ok(())
     }
 
     /// Trains and evaluates, or reads what an earlier run has finished.
-    fn run(&self) -> Result<Outcome, Failure> {
-        if let Some(outcome) = self.finished()? {
+    fn run(&self, start: Start) -> Result<Outcome, Failure> {
+        let finished = match start {
+            Start::Resume => self.finished()?,
+            Start::Fresh => None,
+        };
+        if let Some(outcome) = finished {
             eprintln!("already done");
             return Ok(outcome);
         }
         let (model, train_seconds) = self.train()?;
-        save_safetensors(&model.model, self.weights(), &network_metadata(&self.network))?;
+        let mut metadata = network_metadata(&self.network);
+        metadata.extend(common::normalization_metadata(model.statistics()));
+        save_safetensors(&model.model, self.weights(), &metadata)?;
         let started = Instant::now();
         let victim = Victim::new(&model);
         let eps = self.eps();
@@ -310,7 +321,7 @@ impl Job<'_> {
         let outcome = Outcome {
             activation: self.activation,
             seed: self.recipe.seed,
-            recipe: self.recipe.clone(),
+            setting: self.setting(),
             clean_accuracy: report.clean_accuracy(),
             robust_accuracy: report.robust_accuracy(),
             train_seconds,
@@ -336,10 +347,26 @@ impl Job<'_> {
             Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(QuickstartError::Read { path, source }),
             Ok(bytes) => {
-                let outcome: Outcome = serde_json::from_slice(&bytes)
-                    .map_err(|source| QuickstartError::Damaged { path, source })?;
-                Ok((outcome.recipe == self.recipe).then_some(outcome))
+                let outcome: Outcome = match serde_json::from_slice(&bytes) {
+                    Ok(outcome) => outcome,
+                    Err(source) => return Err(QuickstartError::Damaged { path, source }),
+                };
+                if outcome.setting == self.setting() {
+                    Ok(Some(outcome))
+                } else {
+                    Err(QuickstartError::OtherSettings(path))
+                }
             }
+        }
+    }
+
+    fn setting(&self) -> Setting {
+        Setting {
+            recipe: self.recipe.clone(),
+            network: self.network.clone(),
+            train_images: self.train_set.len(),
+            test_images: self.test_set.len(),
+            device: self.device_name.to_string(),
         }
     }
 

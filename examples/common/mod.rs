@@ -27,6 +27,19 @@ pub(crate) fn exit_code(result: Result<(), Box<dyn std::error::Error>>) -> ExitC
     }
 }
 
+/// The metadata keys, in a weights file, of the normalisation that the network expects.
+pub(crate) const MEAN: &str = "sat.mean";
+pub(crate) const STD: &str = "sat.std";
+
+/// Metadata of a normalisation: one number a channel, with commas between.
+pub(crate) fn normalization_metadata((mean, std): (&[f32], &[f32])) -> [(String, String); 2] {
+    let text = |values: &[f32]| {
+        let values: Vec<String> = values.iter().map(f32::to_string).collect();
+        values.join(",")
+    };
+    [(MEAN.to_owned(), text(mean)), (STD.to_owned(), text(std))]
+}
+
 /// Why a text is not a perturbation size.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub(crate) enum EpsError {

@@ -16,9 +16,12 @@ pub(crate) struct WriteError {
 /// Writes beside the file and renames, so that an older file survives a failure.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), WriteError> {
     let draft = draft(path);
-    fs::write(&draft, bytes)
-        .and_then(|()| fs::rename(&draft, path))
-        .map_err(|source| WriteError { path: path.to_owned(), source })
+    let written = fs::write(&draft, bytes).and_then(|()| fs::rename(&draft, path));
+    if written.is_err() {
+        // What is left of it; that it cannot be removed either would add nothing.
+        let _ = fs::remove_file(&draft);
+    }
+    written.map_err(|source| WriteError { path: path.to_owned(), source })
 }
 
 /// Finds out before hours of work whether [`write`] will have a place to write to. Makes the folder.
@@ -28,6 +31,10 @@ pub(crate) fn check_writable(path: &Path) -> Result<(), WriteError> {
         .map_or(Ok(()), fs::create_dir_all)
         .and_then(|()| fs::write(&draft, b""))
         .and_then(|()| fs::remove_file(&draft))
+        .and_then(|()| match path.is_dir() {
+            true => Err(io::Error::from(io::ErrorKind::IsADirectory)),
+            false => Ok(()),
+        })
         .map_err(|source| WriteError { path: path.to_owned(), source })
 }
 

@@ -72,7 +72,7 @@ impl Report {
 /// Measures clean and robust accuracy: attacks every sample, untargeted, batch by batch.
 ///
 /// `batches` yields images `[n, c, h, w]` with their labels. Samples are numbered through the
-/// batches, so the result does not depend on the batch size. Per-sample eps are those of the whole
+/// batches, so the result does not depend on the batch size, but for attacks that draw once a batch. Per-sample eps are those of the whole
 /// data set, in its order. After each batch `progress` sees the report so far;
 /// [`ControlFlow::Break`] ends the evaluation and returns it. No batches give an empty report.
 ///

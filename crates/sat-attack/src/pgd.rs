@@ -57,7 +57,8 @@ pub enum EarlyExit {
 ///
 /// Noise is drawn by ChaCha8 from (seed, restart, number of the sample); see
 /// [`Goal::numbered_from`]. Up to the rounding of the backend, which may depend on the batch size,
-/// the result of a sample does not depend on the other samples.
+/// the result of a sample does not depend on the other samples, except that
+/// [`RandomStart::WithProbability`] draws once for the batch it is in.
 #[derive(Clone, Debug, Serialize)]
 pub struct Pgd {
     steps: usize,

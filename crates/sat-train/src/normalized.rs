@@ -66,6 +66,11 @@ impl<M: Module> Normalized<M> {
         Ok(Self { model, mean: to_f32(mean), std: to_f32(std) })
     }
 
+    /// Mean and standard deviation of each channel.
+    pub fn statistics(&self) -> (&[f32], &[f32]) {
+        (&self.mean, &self.std)
+    }
+
     /// The normalisation of arXiv 2006.14536, x * 2 - 1 in every channel.
     pub fn to_plus_minus_one(model: M, channels: usize) -> Self {
         let half = vec![0.5; channels];
@@ -78,6 +83,8 @@ impl<M: Module> Normalized<M> {
 /// If the images have another number of channels than the normalisation.
 impl<M: Module + Classifier> Classifier for Normalized<M> {
     fn logits(&self, images: Tensor<4>) -> Tensor<2> {
+        let channels = images.dims()[1];
+        assert_eq!(channels, self.mean.len(), "channels of the images and of the normalisation");
         let device = images.device().without_autodiff();
         let constant = |values: &[f32]| {
             let data = TensorData::new(values.to_vec(), [1, values.len(), 1, 1]);

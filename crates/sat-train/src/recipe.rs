@@ -84,7 +84,7 @@ pub struct RecipeError {
 }
 
 impl Recipe {
-    /// Checks every field but those of the attack, which the attack itself checks on its first call.
+    /// Checks every field.
     ///
     /// # Errors
     ///
@@ -100,6 +100,17 @@ impl Recipe {
         check(unit(self.label_smoothing), "label_smoothing", self.label_smoothing, "in [0, 1)")?;
         let decay = self.weight_decay;
         check(decay.is_finite() && decay >= 0.0, "weight_decay", decay, "finite and at least 0")?;
+        if let Some(attack) = &self.attack {
+            let TrainingAttack { eps, steps, step_size, random_start, .. } = *attack;
+            check(eps.is_finite() && eps >= 0.0, "attack.eps", eps, "finite and at least 0")?;
+            check(steps > 0, "attack.steps", steps as f64, "at least 1")?;
+            if let Some(size) = step_size {
+                let valid = size.is_finite() && size > 0.0;
+                check(valid, "attack.step_size", size, "finite and above 0")?;
+            }
+            let valid = (0.0..=1.0).contains(&random_start);
+            check(valid, "attack.random_start", random_start, "in [0, 1]")?;
+        }
         self.schedule.validate()
     }
 }

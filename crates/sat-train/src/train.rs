@@ -100,8 +100,10 @@ pub enum TrainError {
         /// The reason.
         source: AttackError,
     },
-    /// The loss is no longer a number. The last checkpoint is intact.
-    #[error("step {step}: the loss is {loss}; lower the learning rate or eps, and resume")]
+    /// The loss is no longer a number. Checkpoints written before are as they were.
+    #[error(
+        "step {step}: the loss is {loss}; lower the learning rate or eps, and start again in another folder"
+    )]
     Diverged {
         /// The step, counted from 1.
         step: usize,

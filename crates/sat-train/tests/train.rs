@@ -286,13 +286,17 @@ fn bad_recipes_are_named() {
     let lr = Schedule::Constant { lr: 0.0 };
     assert_eq!(field(Recipe { schedule: lr, ..recipe() }), "schedule.lr");
 
-    for eps in [-0.1, f64::NAN] {
-        let attack = Some(TrainingAttack { eps, ..TrainingAttack::default() });
-        let recipe = Recipe { attack, ..recipe() };
-        let error = train(model(), &recipe, &images(40), &device(), None, go_on).unwrap_err();
-        assert!(matches!(error, TrainError::Attack { step: 1, .. }), "{error}");
-        assert!(error.to_string().contains("eps"), "{error}");
-    }
+    let field_of = |attack| field(Recipe { attack: Some(attack), ..recipe() });
+    let default = TrainingAttack::default;
+    assert_eq!(field_of(TrainingAttack { eps: -0.1, ..default() }), "attack.eps");
+    assert_eq!(field_of(TrainingAttack { eps: f64::NAN, ..default() }), "attack.eps");
+    assert_eq!(field_of(TrainingAttack { steps: 0, ..default() }), "attack.steps");
+    let step_size = Some(0.0);
+    assert_eq!(field_of(TrainingAttack { step_size, ..default() }), "attack.step_size");
+    assert_eq!(field_of(TrainingAttack { random_start: 1.1, ..default() }), "attack.random_start");
+    let bad = Recipe { epochs: 0, ..recipe() };
+    let error = train(model(), &bad, &images(40), &device(), None, go_on).unwrap_err();
+    assert!(matches!(error, TrainError::Recipe(_)), "{error}");
     let error = train(model(), &recipe(), &images(7), &device(), None, go_on).unwrap_err();
     assert!(matches!(error, TrainError::TooFewSamples { samples: 7, batch_size: 8 }));
 
