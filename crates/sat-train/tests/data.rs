@@ -323,6 +323,11 @@ mod images {
         assert!(error.to_string().contains("there are 9"), "{error}");
         save(&dir.path().join("test/9/1.png"), 32, 32, [9; 3]);
         assert_eq!(cifar10(dir.path(), Split::Test).unwrap().len(), 10);
+        // Ten folders under other names would get the wrong labels.
+        let test = dir.path().join("test");
+        std::fs::rename(test.join("3"), test.join("cat")).unwrap();
+        let error = cifar10(dir.path(), Split::Test).unwrap_err();
+        assert!(error.to_string().contains("automobile"), "{error}");
     }
 }
 

@@ -51,14 +51,22 @@ pub fn cifar10(dir: impl AsRef<Path>, split: Split) -> Result<ImageSet, DataErro
     }
     if dir.join(split.to_string()).is_dir() {
         let set = image_tree(dir, split)?;
-        if set.classes() != CLASSES.len() {
-            return Err(DataError::Missing {
-                path: dir.join(split.to_string()),
-                wanted: format!("set of 10 class folders (there are {})", set.classes()),
-                help: HELP,
-            });
+        // Labels are positions among the sorted names: other names would shift them unnoticed.
+        let found = set.class_names();
+        let numbers = (0..CLASSES.len()).map(|class| class.to_string());
+        if found == CLASSES || found.iter().cloned().eq(numbers) {
+            return Ok(set);
         }
-        return Ok(set);
+        return Err(DataError::Missing {
+            path: dir.join(split.to_string()),
+            wanted: format!(
+                "set of 10 class folders, {} or 0 to 9 (there are {}: {})",
+                CLASSES.join(", "),
+                found.len(),
+                found.join(", ")
+            ),
+            help: HELP,
+        });
     }
     let python = ["data_batch_1", "test_batch", "cifar-10-batches-py"];
     if python.iter().any(|name| dir.join(name).exists()) {
