@@ -309,7 +309,13 @@ fn normalization(arguments: &Arguments) -> Result<Option<Statistics>, Failure> {
         (Some(mean), Some(std)) => {
             Ok(Some((numbers(common::MEAN, mean)?, numbers(common::STD, std)?)))
         }
-        _ => Ok(None),
+        (None, None) => Ok(None),
+        (Some(_), None) => {
+            Err(EvaluateError::BadMetadata { path: path.clone(), key: common::STD }.into())
+        }
+        (None, Some(_)) => {
+            Err(EvaluateError::BadMetadata { path: path.clone(), key: common::MEAN }.into())
+        }
     }
 }
 

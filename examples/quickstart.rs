@@ -87,6 +87,8 @@ struct Arguments {
 enum QuickstartError {
     #[error("{} holds a run that was stopped; go on with --resume, or choose another --out", .0.display())]
     Unfinished(PathBuf),
+    #[error("cannot remove {}: {source}; check the permissions, or choose another --out", path.display())]
+    Remove { path: PathBuf, source: io::Error },
     #[error("{} is of a run with other settings; resume with those, or choose another --out", .0.display())]
     OtherSettings(PathBuf),
     #[error("cannot read {}: {source}", path.display())]
@@ -303,6 +305,14 @@ impl Job<'_> {
         if let Some(outcome) = finished {
             eprintln!("already done");
             return Ok(outcome);
+        }
+        // An older outcome would stand in the way of resuming this run.
+        let path = self.outcome();
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(QuickstartError::Remove { path, source }.into());
+            }
+            _ => {}
         }
         let (model, train_seconds) = self.train()?;
         let mut metadata = network_metadata(&self.network);
