@@ -301,56 +301,39 @@ fn normalization(arguments: &Arguments) -> Result<Option<Statistics>, Failure> {
     }
     let path = &arguments.weights;
     let metadata = read_metadata(path)?;
-    let numbers = |key: &'static str, text: &String| -> Result<Vec<f64>, EvaluateError> {
-        let parsed: Result<Vec<f64>, _> = text.split(',').map(str::parse).collect();
-        parsed.map_err(|_| EvaluateError::BadMetadata { path: path.clone(), key })
-    };
-    match (metadata.get(common::MEAN), metadata.get(common::STD)) {
-        (Some(mean), Some(std)) => {
-            Ok(Some((numbers(common::MEAN, mean)?, numbers(common::STD, std)?)))
-        }
-        (None, None) => Ok(None),
-        (Some(_), None) => {
-            Err(EvaluateError::BadMetadata { path: path.clone(), key: common::STD }.into())
-        }
-        (None, Some(_)) => {
-            Err(EvaluateError::BadMetadata { path: path.clone(), key: common::MEAN }.into())
-        }
+    if !metadata.contains_key(common::MEAN) && !metadata.contains_key(common::STD) {
+        return Ok(None);
     }
+    let numbers = |key: &'static str| -> Result<Vec<f64>, EvaluateError> {
+        let text = metadata.get(key);
+        text.and_then(|text| text.split(',').map(|number| number.parse().ok()).collect())
+            .ok_or_else(|| EvaluateError::BadMetadata { path: path.clone(), key })
+    };
+    Ok(Some((numbers(common::MEAN)?, numbers(common::STD)?)))
 }
 
 /// The network of the command line, else the one the weights file describes; with its name.
 fn network(arguments: &Arguments, data: &ImageSet) -> Result<(String, ResNetConfig), Failure> {
-    let path = &arguments.weights;
-    let (name, network) = match arguments.model {
-        Some(name) => {
-            let Some(activation) = arguments.activation else {
-                return Err(EvaluateError::NoActivation.into());
-            };
-            (name.to_string(), name.config().with_activation(activation))
-        }
-        None => {
-            let network = read_network(path)?;
-            let network = network.ok_or_else(|| EvaluateError::Unnamed(path.clone()))?;
-            ("as in the weights file".to_owned(), network)
-        }
-    };
-    let network = match arguments.activation {
-        Some(activation) => network.with_activation(activation),
-        None => network,
-    };
-    let network = match arguments.model {
+    if let Some(name) = arguments.model {
+        let activation = arguments.activation.ok_or(EvaluateError::NoActivation)?;
         // The names stand for RGB images and ten classes; the data may have others.
-        Some(_) => network.with_input_channels(data.channels()).with_classes(data.classes()),
-        None if (network.input_channels, network.classes) != (data.channels(), data.classes()) => {
-            return Err(EvaluateError::OtherData {
-                path: path.clone(),
-                channels: [network.input_channels, data.channels()],
-                classes: [network.classes, data.classes()],
-            }
-            .into());
+        let network = name
+            .config()
+            .with_activation(activation)
+            .with_input_channels(data.channels())
+            .with_classes(data.classes());
+        return Ok((name.to_string(), network));
+    }
+    let path = &arguments.weights;
+    let network = read_network(path)?.ok_or_else(|| EvaluateError::Unnamed(path.clone()))?;
+    if (network.input_channels, network.classes) != (data.channels(), data.classes()) {
+        return Err(EvaluateError::OtherData {
+            path: path.clone(),
+            channels: [network.input_channels, data.channels()],
+            classes: [network.classes, data.classes()],
         }
-        None => network,
-    };
-    Ok((name, network))
+        .into());
+    }
+    let activation = arguments.activation.unwrap_or(network.activation);
+    Ok(("as in the weights file".to_owned(), network.with_activation(activation)))
 }

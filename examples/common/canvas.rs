@@ -1,5 +1,6 @@
 //! A picture in memory, drawn on with plotters and saved as PNG.
 
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 
@@ -9,6 +10,8 @@ use plotters::coord::Shift;
 use plotters::drawing::{DrawingArea, DrawingAreaErrorKind, IntoDrawingArea};
 use plotters::prelude::{BitMapBackend, FontStyle};
 use plotters::style::{RGBColor, register_font};
+
+use super::output::{WriteError, write};
 
 /// Text that does not stand in the way of the data.
 pub(crate) const INK: RGBColor = RGBColor(0x26, 0x26, 0x26);
@@ -37,13 +40,8 @@ pub(crate) enum PictureError {
         what: String,
     },
     /// The file cannot be written.
-    #[error("{}: cannot write the picture: {source}", path.display())]
-    Save {
-        /// The file.
-        path: PathBuf,
-        /// The reason.
-        source: image::ImageError,
-    },
+    #[error(transparent)]
+    Save(#[from] WriteError),
 }
 
 /// The area that a drawing function gets.
@@ -75,13 +73,11 @@ pub(crate) fn save_png(
             reason: error.to_string(),
         })?;
     }
-    let failed = |source| PictureError::Save { path: path.to_owned(), source };
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).map_err(|error| failed(error.into()))?;
-    }
+    let mut bytes = Vec::new();
     image::imageops::thumbnail(&pixels, width, height)
-        .save_with_format(path, image::ImageFormat::Png)
-        .map_err(failed)
+        .write_to(&mut Cursor::new(&mut bytes), image::ImageFormat::Png)
+        .map_err(|error| PictureError::Draw { path: path.to_owned(), reason: error.to_string() })?;
+    Ok(write(path, &bytes)?)
 }
 
 fn register_fonts() {

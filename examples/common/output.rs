@@ -13,10 +13,14 @@ pub(crate) struct WriteError {
     source: io::Error,
 }
 
-/// Writes beside the file and renames, so that an older file survives a failure.
+/// Makes the folder, writes beside the file and renames, so that an older file survives a failure.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), WriteError> {
     let draft = draft(path);
-    let written = fs::write(&draft, bytes).and_then(|()| fs::rename(&draft, path));
+    let written = path
+        .parent()
+        .map_or(Ok(()), fs::create_dir_all)
+        .and_then(|()| fs::write(&draft, bytes))
+        .and_then(|()| fs::rename(&draft, path));
     if written.is_err() {
         // What is left of it; that it cannot be removed either would add nothing.
         let _ = fs::remove_file(&draft);

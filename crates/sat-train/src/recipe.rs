@@ -83,6 +83,18 @@ pub struct RecipeError {
     pub expected: &'static str,
 }
 
+impl RecipeError {
+    /// The error about a field, unless it is valid.
+    pub(crate) fn unless(
+        valid: bool,
+        field: &'static str,
+        value: f64,
+        expected: &'static str,
+    ) -> Result<(), Self> {
+        if valid { Ok(()) } else { Err(Self { field, value, expected }) }
+    }
+}
+
 impl Recipe {
     /// Checks every field.
     ///
@@ -90,9 +102,7 @@ impl Recipe {
     ///
     /// The first field out of its range.
     pub fn validate(&self) -> Result<(), RecipeError> {
-        let check = |valid: bool, field, value, expected| {
-            if valid { Ok(()) } else { Err(RecipeError { field, value, expected }) }
-        };
+        let check = RecipeError::unless;
         check(self.epochs > 0, "epochs", self.epochs as f64, "at least 1")?;
         check(self.batch_size > 0, "batch_size", self.batch_size as f64, "at least 1")?;
         let unit = |x: f64| (0.0..1.0).contains(&x);

@@ -57,9 +57,7 @@ impl Schedule {
     }
 
     pub(crate) fn validate(&self) -> Result<(), RecipeError> {
-        let check = |valid: bool, field, value, expected| {
-            if valid { Ok(()) } else { Err(RecipeError { field, value, expected }) }
-        };
+        let check = RecipeError::unless;
         let rate = match self {
             Schedule::Constant { lr }
             | Schedule::WarmupStep { lr, .. }
