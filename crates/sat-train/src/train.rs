@@ -4,7 +4,10 @@ use crate::{
     recipe::{Recipe, RecipeError},
     step::{AdversarialStep, correct, optimizer, training_device},
 };
-use burn::{module::Module, tensor::Device};
+use burn::{
+    module::{Module, ModuleVisitor, Param},
+    tensor::{Device, Tensor},
+};
 use sat_attack::{AttackError, Classifier, Victim};
 use serde::{Deserialize, Serialize};
 use std::{ops::ControlFlow, time::Instant};
@@ -109,6 +112,14 @@ pub enum TrainError {
         step: usize,
         /// The loss.
         loss: f64,
+    },
+    /// An update made a weight infinite or NaN. Checkpoints written before are as they were.
+    #[error(
+        "step {step}: a weight is no longer a finite number; lower the learning rate or eps, and start again in another folder"
+    )]
+    NonFiniteWeights {
+        /// The step, counted from 1.
+        step: usize,
     },
     /// A checkpoint could not be written or read.
     #[error(transparent)]
@@ -217,6 +228,10 @@ pub fn train<M: Module + Classifier>(
             });
         }
         let stopped = observe(&progress).is_break();
+        // The last update before the model is kept or given back: no loss would show what it did.
+        if (epoch_ends || stopped) && !is_finite(&model) {
+            return Err(TrainError::NonFiniteWeights { step: number });
+        }
         if let Some((checkpoints, _)) = checkpoints
             && (epoch_ends || stopped)
         {
@@ -227,4 +242,17 @@ pub fn train<M: Module + Classifier>(
         }
     }
     Ok(Trained { model, progress })
+}
+
+/// Whether every floating-point parameter and statistic is a finite number.
+fn is_finite<M: Module>(model: &M) -> bool {
+    struct Finite(bool);
+    impl ModuleVisitor for Finite {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.0 &= param.val().is_finite().all().into_scalar::<bool>();
+        }
+    }
+    let mut finite = Finite(true);
+    model.visit(&mut finite);
+    finite.0
 }

@@ -314,6 +314,23 @@ fn a_loss_that_is_no_number_stops_the_training() {
     assert!(matches!(error, TrainError::Diverged { .. } | TrainError::Attack { .. }), "{error}");
 }
 
+/// The loss of a step is that of the weights before it, so the last update needs a look of its own.
+#[test]
+fn weights_that_are_no_numbers_are_never_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoints = Checkpoints::open(folder.path()).unwrap();
+    let recipe = Recipe {
+        epochs: 1,
+        schedule: Schedule::Constant { lr: 1e39 },
+        attack: None,
+        ..recipe()
+    };
+    let store = Some((&checkpoints, Start::Fresh));
+    let error = train(model(), &recipe, &images(8), &device(), store, go_on).unwrap_err();
+    assert!(matches!(error, TrainError::NonFiniteWeights { step: 1 }), "{error}");
+    assert!(checkpoints.latest().unwrap().is_none());
+}
+
 #[test]
 fn bad_checkpoints_are_told_apart_and_left_alone() {
     let data = images(40);
