@@ -87,11 +87,38 @@ impl<const FMA: bool> Value for Lane<FMA> {
     }
 
     #[inline(always)]
+    fn split(c: f64) -> (Self, Self) {
+        (Self(c as f32), Self((c - f64::from(c as f32)) as f32))
+    }
+
+    #[inline(always)]
+    fn product(self, other: Self) -> (Self, Self) {
+        let (x, y) = (self.0, other.0);
+        let product = x * y;
+        let rest = if FMA {
+            x.mul_add(y, -product)
+        } else {
+            // Dekker: twelve bits each, so that the four products are exact.
+            let high = |x: f32| f32::from_bits(x.to_bits() & 0xffff_f000);
+            let (xh, yh) = (high(x), high(y));
+            let (xl, yl) = (x - xh, y - yh);
+            ((xh * yh - product) + (xh * yl + xl * yh)) + xl * yl
+        };
+        (Self(product), Self(if product.abs() < 1e4 { rest } else { 0.0 }))
+    }
+
+    #[inline(always)]
     fn exp(self) -> Self {
-        let (k, p) = reduce::<FMA>(self.at_least(-104.0).at_most(89.0).0);
-        // Two factors, because 2^k alone leaves the range of normal numbers at both ends.
+        let (e, scale) = self.exp_factors();
+        e * scale
+    }
+
+    #[inline(always)]
+    fn exp_factors(self) -> (Self, Self) {
+        let (k, p) = reduce::<FMA>(self.at_least(-120.0).at_most(89.0).0);
+        // Two factors also because 2^k alone leaves the range of normal numbers at both ends.
         let half = k >> 1;
-        Self((1.0 + p) * pow2(half) * pow2(k - half))
+        (Self((1.0 + p) * pow2(half)), Self(pow2(k - half)))
     }
 
     #[inline(always)]
@@ -151,39 +178,47 @@ impl<const FMA: bool> Value for Lane<FMA> {
     }
 
     #[inline(always)]
+    fn sqrt(self) -> Self {
+        Self(self.0.sqrt())
+    }
+
+    #[inline(always)]
     fn normal(self) -> (Self, Self) {
         // Beyond 15 the upper tail is below the smallest f32.
         let z = self.abs().at_most(15.0).0;
-        // z^2 = square + rest exactly: e^(-z^2/2) magnifies the rounding of z^2 by z^2/2.
-        let square = z * z;
-        let rest = if FMA {
-            z.mul_add(z, -square)
-        } else {
-            let high = f32::from_bits(z.to_bits() & 0xffff_f000);
-            let low = z - high;
-            ((high * high - square) + 2.0 * high * low) + low * low
-        };
-        let e = Self(-0.5 * square).exp().0;
-        let e = fma::<FMA>(-0.5 * rest, e, e);
         // The upper tail Q(z) = e^(-z^2/2) G(t)/(z + 4), t = (z-4)/(z+4); relative error of the fit
-        // 1e-8, 5e-8 with coefficients rounded to f32.
-        let scale = 1.0 / (z + 4.0);
+        // 2e-8, the constant term in two parts. `scale` is 1/(z + 4) but for `lost_in_scale`.
+        let sum = z + 4.0;
+        let scale = 1.0 / sum;
+        let lost = z - (sum - 4.0);
+        let lost_in_scale = fma::<FMA>(-sum, scale, 1.0) - lost * scale;
+        let t = (z - 4.0) * scale;
         let g = polynomial::<FMA, 10>(
-            (z - 4.0) * scale,
+            fma::<FMA>(t, lost_in_scale, t),
             [
-                0.755_285_14,
+                -7.417_338_7e-9,
                 -0.607_896_57,
                 0.387_136_9,
-                -0.186_523_44,
-                0.060_403_83,
-                -0.007_525_271_4,
-                -0.003_512_553_9,
-                0.001_569_923_5,
-                1.793_541_3e-4,
-                -1.319_718_4e-4,
+                -0.186_523_66,
+                0.060_403_49,
+                -0.007_524_003_3,
+                -0.003_510_209_3,
+                0.001_568_407_4,
+                1.746_566_6e-4,
+                -1.341_974_4e-4,
             ],
         );
-        let tail = e * g * scale;
+        let g = 0.755_285_14 + g;
+        // z^2 = square + rest exactly: e^(-z^2/2) magnifies the rounding of z^2 by z^2/2. All
+        // corrections go into p before e^.. = 2^k (1 + p) is rounded.
+        let (square, rest) = Self(z).product(Self(z));
+        let (k, p) = reduce::<FMA>(-0.5 * square.0);
+        let half = k >> 1;
+        let (power, other_power) = (pow2(half), pow2(k - half));
+        let of_exp = fma::<FMA>(-0.5 * rest.0, 1.0 + p, p);
+        let of_tail = fma::<FMA>(lost_in_scale, 1.0 + of_exp, of_exp);
+        let tail = fma::<FMA>(of_tail, g, g) * scale * power * other_power;
+        let e = (1.0 + of_exp) * power * other_power;
         let cdf = if self.0 > 0.0 { 1.0 - tail } else { tail };
         (Self(cdf), Self(e * FRAC_1_SQRT_2PI as f32))
     }

@@ -44,7 +44,10 @@ mod error;
 mod lane;
 mod value;
 
-pub use activation::{Activation, ActivationConfig, Function, Gradient};
+pub use activation::{
+    Activation, ActivationConfig, Function, Gradient, Learnable, SharedParameters, Sharing,
+    activation_parameters, replace_activations,
+};
 pub use backend::{ActivationBackend, Pair};
 pub use curve::Curve;
 pub use error::ActivationError;

@@ -22,29 +22,27 @@ pub fn activate<const D: usize>(x: Tensor<D>, pair: impl Into<Pair>) -> Tensor<D
     Tensor::from_dispatch(Dispatch::activation(x.into_dispatch(), pair))
 }
 
-/// Applies a curve whose parameter is a tensor of one element, with gradients for both.
+/// Applies a curve whose parameters are in a tensor, \[a\] or \[a, b\], with gradients for input and
+/// parameters.
 ///
-/// The parameter that stands in the curve is not used.
+/// The parameters that stand in the curve are not used.
 ///
 /// # Panics
 ///
-/// If `a` does not hold exactly one element, or the value curve has no parameter.
-pub fn activate_with_parameter<const D: usize>(
+/// If the value curve has no parameters, or the tensor does not hold as many as it has.
+pub fn activate_with_parameters<const D: usize>(
     x: Tensor<D>,
-    a: Tensor<1>,
+    parameters: Tensor<1>,
     pair: impl Into<Pair>,
 ) -> Tensor<D> {
     let pair = checked(pair.into());
-    assert_eq!(a.dims(), [1], "the parameter of an activation is a tensor of one element");
-    assert!(
-        pair.value.parameter().is_some(),
-        "activation `{}` has no parameter",
-        pair.value.name()
-    );
+    let count = pair.value.parameters().len();
+    assert!(count > 0, "activation `{}` has no parameters", pair.value.name());
+    assert_eq!(parameters.dims(), [count], "shape of the parameters of `{}`", pair.value.name());
     if !is_extended(&x.device()) {
-        return fallback(x, Some(a), pair);
+        return fallback(x, Some(parameters), pair);
     }
-    let y = Dispatch::parametric_activation(x.into_dispatch(), a.into_dispatch(), pair);
+    let y = Dispatch::parametric_activation(x.into_dispatch(), parameters.into_dispatch(), pair);
     Tensor::from_dispatch(y)
 }
 
@@ -58,10 +56,10 @@ fn checked(pair: Pair) -> Pair {
 }
 
 macro_rules! functions {
-    ($($(#[$doc:meta])* $name:ident($($a:ident)?) = $curve:expr;)*) => {
+    ($($(#[$doc:meta])* $name:ident($($a:ident),*) = $curve:expr;)*) => {
         $(
             $(#[$doc])*
-            pub fn $name<const D: usize>(x: Tensor<D> $(, $a: f64)?) -> Tensor<D> {
+            pub fn $name<const D: usize>(x: Tensor<D> $(, $a: f64)*) -> Tensor<D> {
                 activate(x, $curve)
             }
         )*
@@ -72,14 +70,14 @@ macro_rules! functions {
         pub trait ActivationExt: Sized {
             $(
                 $(#[$doc])*
-                fn $name(self $(, $a: f64)?) -> Self;
+                fn $name(self $(, $a: f64)*) -> Self;
             )*
         }
 
         impl<const D: usize> ActivationExt for Tensor<D> {
             $(
-                fn $name(self $(, $a: f64)?) -> Self {
-                    $name(self $(, $a)?)
+                fn $name(self $(, $a: f64)*) -> Self {
+                    $name(self $(, $a)*)
                 }
             )*
         }
@@ -89,6 +87,14 @@ macro_rules! functions {
 functions! {
     /// max(0, x); see [`Curve::Relu`].
     relu() = Curve::Relu;
+    /// min(max(0, x), 6); see [`Curve::Relu6`].
+    relu6() = Curve::Relu6;
+    /// x for x > 0, else a x; see [`Curve::LeakyRelu`].
+    ///
+    /// # Panics
+    ///
+    /// If a is not in [`Curve::PARAMETERS`].
+    leaky_relu(a) = Curve::LeakyRelu(a);
     /// ln(1 + e^x); see [`Curve::Softplus`].
     softplus() = Curve::Softplus;
     /// ln(1 + e^(a x))/a; see [`Curve::ParametricSoftplus`].
@@ -103,6 +109,26 @@ functions! {
     gelu() = Curve::Gelu;
     /// GELU's tanh form; see [`Curve::GeluTanh`].
     gelu_tanh() = Curve::GeluTanh;
+    /// x tanh(ln(1 + e^x)); see [`Curve::Mish`].
+    mish() = Curve::Mish;
+    /// x s(a x); see [`Curve::Swish`].
+    ///
+    /// # Panics
+    ///
+    /// If a is not in [`Curve::PARAMETERS`].
+    swish(a) = Curve::Swish(a);
+    /// x (s(a x) - b)/(1 - b); see [`Curve::ShiftedSwish`].
+    ///
+    /// # Panics
+    ///
+    /// If a is not in [`Curve::PARAMETERS`], or b not between 1e-15 and 0.999.
+    shifted_swish(a, b) = Curve::ShiftedSwish(a, b);
+    /// (x + sqrt(x^2 + a))/2; see [`Curve::Squareplus`].
+    ///
+    /// # Panics
+    ///
+    /// If a is not in [`Curve::PARAMETERS`].
+    squareplus(a) = Curve::Squareplus(a);
     /// x for x > 0, else a (e^x - 1); see [`Curve::Elu`].
     ///
     /// # Panics

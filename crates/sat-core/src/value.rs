@@ -20,8 +20,22 @@ pub(crate) trait Value:
 {
     /// A constant.
     fn lit(c: f64) -> Self;
+    /// A constant as a rounded number and what rounding lost; a zero where that does not matter.
+    fn split(c: f64) -> (Self, Self) {
+        (Self::lit(c), Self::lit(0.0))
+    }
+    /// The product as a rounded number and what rounding lost; a zero where that does not matter, and
+    /// for products beyond 1e4, which every formula cuts off.
+    fn product(self, other: Self) -> (Self, Self) {
+        (self * other, Self::lit(0.0))
+    }
     /// e^x, zero and infinity at the ends.
     fn exp(self) -> Self;
+    /// e^x as a product of two numbers, so that a third can be multiplied in before the product gets
+    /// subnormal and loses digits.
+    fn exp_factors(self) -> (Self, Self) {
+        (self.exp(), Self::lit(1.0))
+    }
     /// e^x - 1 for x <= 0, without cancellation near 0. Unspecified for positive x.
     fn exp_m1_nonpositive(self) -> Self;
     /// ln(1 + u) for u >= 0.
@@ -32,6 +46,8 @@ pub(crate) trait Value:
     fn atanh_tail(self) -> Self;
     /// |x|
     fn abs(self) -> Self;
+    /// The square root of x >= 0.
+    fn sqrt(self) -> Self;
     /// The standard normal distribution function and density, (Phi(x), phi(x)).
     fn normal(self) -> (Self, Self);
     /// `then` where self > 0, else `otherwise`.
@@ -43,6 +59,13 @@ pub(crate) trait Value:
     /// min(x, c), keeping NaN.
     fn at_most(self, c: f64) -> Self;
 
+    /// e^(x y), where x y is not rounded before the exponential magnifies its error.
+    fn exp_of_product(x: Self, y: Self) -> Self {
+        let (product, rest) = x.product(y);
+        let e = product.exp();
+        e.clone() + e * rest
+    }
+
     /// The logistic sigmoid and its complement, (s(x), 1 - s(x)), each to full relative accuracy:
     /// with e = e^-|x| both are 1/(1+e) and e/(1+e), so nothing overflows and nothing cancels.
     fn sigmoid(self) -> (Self, Self) {
@@ -50,6 +73,16 @@ pub(crate) trait Value:
         let large = Self::lit(1.0) / (Self::lit(1.0) + e.clone());
         let small = e * large.clone();
         (self.clone().if_positive(large.clone(), small.clone()), self.if_positive(small, large))
+    }
+
+    /// self * s(t + rest), for a rest that t rounded away.
+    fn times_sigmoid(self, t: Self, rest: Self) -> Self {
+        // d(-|t|) = -sign(t) dt
+        let change = t.clone().if_positive(-rest.clone(), rest);
+        let (e, scale) = (-t.clone().abs()).exp_factors();
+        let e = e.clone() + e * change;
+        let large = self / (Self::lit(1.0) + e.clone() * scale.clone());
+        t.if_positive(large.clone(), large * e * scale)
     }
 
     /// 1 for every number, NaN for NaN.
@@ -80,6 +113,9 @@ impl Value for f64 {
     }
     fn abs(self) -> Self {
         f64::abs(self)
+    }
+    fn sqrt(self) -> Self {
+        f64::sqrt(self)
     }
     fn normal(self) -> (Self, Self) {
         let density = (-0.5 * self * self).exp() * FRAC_1_SQRT_2PI;

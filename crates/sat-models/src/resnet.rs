@@ -197,7 +197,7 @@ impl ResNetConfig {
             for i in 0..stage.blocks {
                 let stride = if i == 0 { stage.stride } else { 1 };
                 let shape = [channels, stage.channels];
-                blocks.push(BasicBlock::new(shape, stride, self.activation, &mut layers));
+                blocks.push(BasicBlock::new(shape, stride, self.activation.clone(), &mut layers));
                 channels = stage.channels;
             }
             stages.push(blocks);

@@ -21,7 +21,7 @@ use core::marker::PhantomData;
 #[derive(Debug)]
 struct Recompute<B> {
     x: NodeId,
-    a: Option<NodeId>,
+    parameters: Option<NodeId>,
     pair: Pair,
     backend: PhantomData<B>,
 }
@@ -29,11 +29,11 @@ struct Recompute<B> {
 impl<B: ActivationBackend> RetroForward for Recompute<B> {
     fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
         let x = states.get_state::<FloatTensor<B>>(&self.x);
-        let y = match &self.a {
+        let y = match &self.parameters {
             None => B::activation(x, self.pair),
-            Some(a) => {
-                let a = states.get_state::<FloatTensor<B>>(a);
-                B::parametric_activation(x, a, self.pair)
+            Some(parameters) => {
+                let parameters = states.get_state::<FloatTensor<B>>(parameters);
+                B::parametric_activation(x, parameters, self.pair)
             }
         };
         states.save(out_node, y);
@@ -74,23 +74,25 @@ impl<B: ActivationBackend> Backward<B, 2> for Parametric {
         grads: &mut Gradients,
         checkpointer: &mut Checkpointer,
     ) {
-        let (x, a, pair) = ops.state;
+        let (x, parameters, pair) = ops.state;
         let x = checkpointer.retrieve_node_output::<FloatTensor<B>>(x);
-        let a = checkpointer.retrieve_node_output::<FloatTensor<B>>(a);
+        let parameters = checkpointer.retrieve_node_output::<FloatTensor<B>>(parameters);
         let grad = grads.consume::<B>(&ops.node);
-        let [of_x, of_a] = ops.parents;
-        if let Some(parent) = of_a {
-            let da = B::parametric_activation_parameter_backward(
+        let [of_x, of_parameters] = ops.parents;
+        if let Some(parent) = of_parameters {
+            let gradient = B::parametric_activation_parameter_backward(
                 x.clone(),
-                a.clone(),
+                parameters.clone(),
                 grad.clone(),
                 pair.value,
             );
-            grads.register::<B>(parent.id, da);
+            grads.register::<B>(parent.id, gradient);
         }
         if let Some(parent) = of_x {
             let dx = match pair.gradient {
-                crate::Gradient::Own => B::parametric_activation_backward(x, a, grad, pair.value),
+                crate::Gradient::Own => {
+                    B::parametric_activation_backward(x, parameters, grad, pair.value)
+                }
                 crate::Gradient::Of(curve) => B::activation_backward(x, grad, curve),
             };
             grads.register::<B>(parent.id, dx);
@@ -102,7 +104,7 @@ impl<B: ActivationBackend> Backward<B, 2> for Parametric {
 // that the kernel does not overwrite what the backward pass still needs.
 impl<B: ActivationBackend, C: CheckpointStrategy> ActivationBackend for Autodiff<B, C> {
     fn activation(x: FloatTensor<Self>, pair: Pair) -> FloatTensor<Self> {
-        let recompute = Recompute { x: x.id(), a: None, pair, backend: PhantomData::<B> };
+        let recompute = Recompute { x: x.id(), parameters: None, pair, backend: PhantomData::<B> };
         match Backward::<B, 1>::prepare::<C>(Fixed, [x.node()])
             .memory_bound()
             .retro_forward(recompute)
@@ -119,25 +121,35 @@ impl<B: ActivationBackend, C: CheckpointStrategy> ActivationBackend for Autodiff
 
     fn parametric_activation(
         x: FloatTensor<Self>,
-        a: FloatTensor<Self>,
+        parameters: FloatTensor<Self>,
         pair: Pair,
     ) -> FloatTensor<Self> {
-        let recompute = Recompute { x: x.id(), a: Some(a.id()), pair, backend: PhantomData::<B> };
-        match Backward::<B, 2>::prepare::<C>(Parametric, [x.node(), a.node()])
+        let recompute = Recompute {
+            x: x.id(),
+            parameters: Some(parameters.id()),
+            pair,
+            backend: PhantomData::<B>,
+        };
+        match Backward::<B, 2>::prepare::<C>(Parametric, [x.node(), parameters.node()])
             .memory_bound()
             .retro_forward(recompute)
-            .parents([&x, &a])
+            .parents([&x, &parameters])
             .stateful()
         {
             OpsKind::Tracked(mut prep) => {
-                let state = (prep.checkpoint(&x), prep.checkpoint(&a), pair);
-                let y =
-                    B::parametric_activation(x.primitive().clone(), a.primitive().clone(), pair);
+                let state = (prep.checkpoint(&x), prep.checkpoint(&parameters), pair);
+                let y = B::parametric_activation(
+                    x.primitive().clone(),
+                    parameters.primitive().clone(),
+                    pair,
+                );
                 prep.finish(state, y)
             }
-            OpsKind::UnTracked(prep) => {
-                prep.finish(B::parametric_activation(x.into_primitive(), a.into_primitive(), pair))
-            }
+            OpsKind::UnTracked(prep) => prep.finish(B::parametric_activation(
+                x.into_primitive(),
+                parameters.into_primitive(),
+                pair,
+            )),
         }
     }
 }

@@ -9,98 +9,107 @@ use burn::{
         Backend, TensorMetadata, get_device_settings,
         tensor::{BoolTensor, FloatTensor},
     },
-    tensor::{DType, FloatDType},
+    tensor::{DType, FloatDType, Slice},
 };
 use core::ops::{Add, Div, Mul, Neg, Sub};
 
-/// f(x) or f(x; a).
+/// f(x), with the curve's own parameters or with those in a tensor.
 pub(crate) fn value<B: Backend>(
     x: FloatTensor<B>,
-    a: Option<FloatTensor<B>>,
+    parameters: Option<FloatTensor<B>>,
     curve: Curve,
 ) -> FloatTensor<B> {
-    struct OfValue<B: Backend>(FloatTensor<B>, Composed<B>);
+    struct OfValue<B: Backend>(FloatTensor<B>, [Composed<B>; 2]);
     impl<B: Backend> Visitor for OfValue<B> {
         type Output = Composed<B>;
-        fn visit<F: Formula>(self, _: f64) -> Self::Output {
+        fn visit<F: Formula>(self, _: [f64; 2]) -> Self::Output {
             F::value(Tensor(self.0), self.1)
         }
     }
     let dtype = x.dtype();
-    let (x, a) = arguments::<B>(x, a, curve);
-    narrow::<B>(curve.visit(OfValue(x.clone(), a)).into_tensor(x), dtype)
+    let (x, parameters) = arguments::<B>(x, parameters, curve);
+    narrow::<B>(curve.visit(OfValue(x.clone(), parameters)).into_tensor(x), dtype)
 }
 
 /// df/dx
 pub(crate) fn slope<B: Backend>(
     x: FloatTensor<B>,
-    a: Option<FloatTensor<B>>,
+    parameters: Option<FloatTensor<B>>,
     curve: Curve,
 ) -> FloatTensor<B> {
-    struct OfSlope<B: Backend>(FloatTensor<B>, Composed<B>);
+    struct OfSlope<B: Backend>(FloatTensor<B>, [Composed<B>; 2]);
     impl<B: Backend> Visitor for OfSlope<B> {
         type Output = Composed<B>;
-        fn visit<F: Formula>(self, _: f64) -> Self::Output {
+        fn visit<F: Formula>(self, _: [f64; 2]) -> Self::Output {
             F::slope(Tensor(self.0), self.1)
         }
     }
-    let (x, a) = arguments::<B>(x, a, curve);
-    curve.visit(OfSlope(x.clone(), a)).into_tensor(x)
+    let (x, parameters) = arguments::<B>(x, parameters, curve);
+    curve.visit(OfSlope(x.clone(), parameters)).into_tensor(x)
 }
 
-/// df/da
-pub(crate) fn parameter_slope<B: Backend>(
+/// df/da, and df/db for a curve of two parameters.
+pub(crate) fn parameter_slopes<B: Backend>(
     x: FloatTensor<B>,
-    a: FloatTensor<B>,
+    parameters: FloatTensor<B>,
     curve: Curve,
-) -> FloatTensor<B> {
-    struct OfParameter<B: Backend>(FloatTensor<B>, Composed<B>);
-    impl<B: Backend> Visitor for OfParameter<B> {
-        type Output = Composed<B>;
-        fn visit<F: Formula>(self, _: f64) -> Self::Output {
-            F::parameter_slope(Tensor(self.0), self.1)
+) -> Vec<FloatTensor<B>> {
+    struct OfParameters<B: Backend>(FloatTensor<B>, [Composed<B>; 2]);
+    impl<B: Backend> Visitor for OfParameters<B> {
+        type Output = [Composed<B>; 2];
+        fn visit<F: Formula>(self, _: [f64; 2]) -> Self::Output {
+            F::parameter_slopes(Tensor(self.0), self.1)
         }
     }
-    let (x, a) = arguments::<B>(x, Some(a), curve);
-    curve.visit(OfParameter(x.clone(), a)).into_tensor(x)
+    let (x, parameters) = arguments::<B>(x, Some(parameters), curve);
+    let slopes = curve.visit(OfParameters(x.clone(), parameters)).into_iter();
+    slopes.take(curve.parameters().len()).map(|slope| slope.into_tensor(x.clone())).collect()
 }
 
 /// grad * df/dx
 pub(crate) fn backward<B: Backend>(
     x: FloatTensor<B>,
-    a: Option<FloatTensor<B>>,
+    parameters: Option<FloatTensor<B>>,
     grad: FloatTensor<B>,
     curve: Curve,
 ) -> FloatTensor<B> {
     let dtype = x.dtype();
-    narrow::<B>(B::float_mul(widen::<B>(grad), slope::<B>(x, a, curve)), dtype)
+    narrow::<B>(B::float_mul(widen::<B>(grad), slope::<B>(x, parameters, curve)), dtype)
 }
 
-/// The sum of grad * df/da, in a tensor of a's shape.
+/// The sums of grad * df/da and grad * df/db, in a tensor of the parameters' shape.
 pub(crate) fn parameter_backward<B: Backend>(
     x: FloatTensor<B>,
-    a: FloatTensor<B>,
+    parameters: FloatTensor<B>,
     grad: FloatTensor<B>,
     curve: Curve,
 ) -> FloatTensor<B> {
-    let (shape, dtype) = (a.shape(), a.dtype());
-    let product = B::float_mul(widen::<B>(grad), parameter_slope::<B>(x, a, curve));
-    narrow::<B>(B::float_reshape(B::float_sum(product), shape), dtype)
+    let dtype = parameters.dtype();
+    let grad = widen::<B>(grad);
+    let sums = parameter_slopes::<B>(x, parameters, curve)
+        .into_iter()
+        .map(|slope| B::float_reshape(B::float_sum(B::float_mul(grad.clone(), slope)), [1].into()));
+    narrow::<B>(B::float_cat(sums.collect(), 0), dtype)
 }
 
-/// x in a type to compute in; and the parameter, shaped so that it broadcasts over x where it is a
-/// tensor.
+/// x in a type to compute in; and the parameters, shaped so that they broadcast over x where they are
+/// a tensor.
 fn arguments<B: Backend>(
     x: FloatTensor<B>,
-    a: Option<FloatTensor<B>>,
+    parameters: Option<FloatTensor<B>>,
     curve: Curve,
-) -> (FloatTensor<B>, Composed<B>) {
+) -> (FloatTensor<B>, [Composed<B>; 2]) {
     let axes = x.shape().num_dims();
-    let a = match a {
-        Some(a) => Tensor(B::float_reshape(widen::<B>(a), vec![1; axes].into())),
-        None => Constant(curve.parameter().unwrap_or(f64::NAN)),
-    };
-    (widen::<B>(x), a)
+    let given = curve.parameters();
+    let parameters = core::array::from_fn(|i| match (&parameters, given.get(i)) {
+        (Some(tensor), Some(_)) => {
+            let one = B::float_slice(tensor.clone(), &[Slice::from(i..i + 1)]);
+            Tensor(B::float_reshape(widen::<B>(one), vec![1; axes].into()))
+        }
+        (None, Some(number)) => Constant(*number),
+        (_, None) => Constant(f64::NAN),
+    });
+    (widen::<B>(x), parameters)
 }
 
 /// Half-precision numbers are computed on in f32.
@@ -174,6 +183,8 @@ impl<B: Backend> Add for Composed<B> {
     fn add(self, other: Self) -> Self {
         match (self, other) {
             (Tensor(x), Tensor(y)) => Tensor(B::float_add(x, y)),
+            // What a formula adds for the sake of f32 and what is absent here.
+            (x, Constant(0.0)) | (Constant(0.0), x) => x,
             (Tensor(x), Constant(c)) | (Constant(c), Tensor(x)) => {
                 Tensor(B::float_add_scalar(x, c.into()))
             }
@@ -197,6 +208,8 @@ impl<B: Backend> Mul for Composed<B> {
     fn mul(self, other: Self) -> Self {
         match (self, other) {
             (Tensor(x), Tensor(y)) => Tensor(B::float_mul(x, y)),
+            (_, Constant(0.0)) | (Constant(0.0), _) => Constant(0.0),
+            (x, Constant(1.0)) | (Constant(1.0), x) => x,
             (Tensor(x), Constant(c)) | (Constant(c), Tensor(x)) => {
                 Tensor(B::float_mul_scalar(x, c.into()))
             }
@@ -248,13 +261,20 @@ impl<B: Backend> Value for Composed<B> {
         self.ln_1p()
     }
     fn atanh_tail(self) -> Self {
-        // Enough for f32, and 1e-9 for f64 on the [0, 1/25] where the result is used.
-        (0..6)
+        // (1/9)^7/17 is below 2^-26, (1/9)^16/35 below 2^-55.
+        let terms = match &self {
+            Tensor(x) if x.dtype() == DType::F64 => 16,
+            _ => 7,
+        };
+        (0..terms)
             .rev()
             .fold(Constant(0.0), |sum, n| sum * self.clone() + Constant(1.0 / (2 * n + 3) as f64))
     }
     fn abs(self) -> Self {
         self.map(B::float_abs, f64::abs)
+    }
+    fn sqrt(self) -> Self {
+        self.map(B::float_sqrt, f64::sqrt)
     }
     fn normal(self) -> (Self, Self) {
         let density =

@@ -30,7 +30,7 @@ const BLOCK: usize = 1024;
 
 impl ActivationBackend for Flex {
     fn activation(x: FloatTensor<Self>, pair: Pair) -> FloatTensor<Self> {
-        pair.value.visit(Forward { x, a: None })
+        pair.value.visit(Forward { x, parameters: None })
     }
 
     fn activation_backward(
@@ -38,34 +38,35 @@ impl ActivationBackend for Flex {
         grad: FloatTensor<Self>,
         curve: Curve,
     ) -> FloatTensor<Self> {
-        curve.visit(BackwardX { x, grad, a: None })
+        curve.visit(BackwardX { x, grad, parameters: None })
     }
 
     fn parametric_activation(
         x: FloatTensor<Self>,
-        a: FloatTensor<Self>,
+        parameters: FloatTensor<Self>,
         pair: Pair,
     ) -> FloatTensor<Self> {
-        pair.value.visit(Forward { x, a: Some(scalar(&a)) })
+        pair.value.visit(Forward { x, parameters: Some(numbers(&parameters)) })
     }
 
     fn parametric_activation_backward(
         x: FloatTensor<Self>,
-        a: FloatTensor<Self>,
+        parameters: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         curve: Curve,
     ) -> FloatTensor<Self> {
-        curve.visit(BackwardX { x, grad, a: Some(scalar(&a)) })
+        curve.visit(BackwardX { x, grad, parameters: Some(numbers(&parameters)) })
     }
 
     fn parametric_activation_parameter_backward(
         x: FloatTensor<Self>,
-        a: FloatTensor<Self>,
+        parameters: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         curve: Curve,
     ) -> FloatTensor<Self> {
-        let sum = curve.visit(BackwardA { x, grad, a: scalar(&a) });
-        full(a, sum)
+        let given = numbers(&parameters);
+        let sums = curve.visit(BackwardParameters { x, grad, parameters: given });
+        tensor_of(parameters, &sums)
     }
 }
 
@@ -98,41 +99,41 @@ macro_rules! by_dtype {
 
 struct Forward {
     x: FlexTensor,
-    a: Option<f64>,
+    parameters: Option<[f64; 2]>,
 }
 
 impl Visitor for Forward {
     type Output = FlexTensor;
-    fn visit<F: Formula>(self, fixed: f64) -> FlexTensor {
-        let a = self.a.unwrap_or(fixed);
-        by_dtype!(self.x.dtype(), E => map::<E, F>(self.x, a))
+    fn visit<F: Formula>(self, fixed: [f64; 2]) -> FlexTensor {
+        let parameters = self.parameters.unwrap_or(fixed);
+        by_dtype!(self.x.dtype(), E => map::<E, F>(self.x, parameters))
     }
 }
 
 struct BackwardX {
     x: FlexTensor,
     grad: FlexTensor,
-    a: Option<f64>,
+    parameters: Option<[f64; 2]>,
 }
 
 impl Visitor for BackwardX {
     type Output = FlexTensor;
-    fn visit<F: Formula>(self, fixed: f64) -> FlexTensor {
-        let a = self.a.unwrap_or(fixed);
-        by_dtype!(self.x.dtype(), E => scale_by_slope::<E, F>(self.x, self.grad, a))
+    fn visit<F: Formula>(self, fixed: [f64; 2]) -> FlexTensor {
+        let parameters = self.parameters.unwrap_or(fixed);
+        by_dtype!(self.x.dtype(), E => scale_by_slope::<E, F>(self.x, self.grad, parameters))
     }
 }
 
-struct BackwardA {
+struct BackwardParameters {
     x: FlexTensor,
     grad: FlexTensor,
-    a: f64,
+    parameters: [f64; 2],
 }
 
-impl Visitor for BackwardA {
-    type Output = f64;
-    fn visit<F: Formula>(self, _: f64) -> f64 {
-        by_dtype!(self.x.dtype(), E => parameter_sum::<E, F>(self.x, self.grad, self.a))
+impl Visitor for BackwardParameters {
+    type Output = [f64; 2];
+    fn visit<F: Formula>(self, _: [f64; 2]) -> [f64; 2] {
+        by_dtype!(self.x.dtype(), E => parameter_sums::<E, F>(self.x, self.grad, self.parameters))
     }
 }
 
@@ -190,56 +191,77 @@ fn flat_pair(x: FlexTensor, grad: FlexTensor) -> ((FlexTensor, usize), (FlexTens
     ((x, x_start), (grad, grad_start))
 }
 
-fn scalar(a: &FlexTensor) -> f64 {
-    let at = a.layout().start_offset();
-    by_dtype!(a.dtype(), E => a.storage::<E>()[at].elem())
+/// The one or two numbers of a parameter tensor; NaN for the one that is not there.
+fn numbers(parameters: &FlexTensor) -> [f64; 2] {
+    let layout = parameters.layout();
+    let (start, stride) = (layout.start_offset() as isize, layout.strides()[0]);
+    let at = |i: usize| -> f64 {
+        if i >= layout.num_elements() {
+            return f64::NAN;
+        }
+        let at = (start + i as isize * stride) as usize;
+        by_dtype!(parameters.dtype(), E => parameters.storage::<E>()[at].elem())
+    };
+    [at(0), at(1)]
 }
 
-fn full(like: FlexTensor, value: f64) -> FlexTensor {
+/// A tensor of the same length and type, with these numbers.
+fn tensor_of(like: FlexTensor, numbers: &[f64; 2]) -> FlexTensor {
     let shape = like.layout().shape().clone();
+    let numbers = &numbers[..like.layout().num_elements()];
     let dtype = like.dtype();
-    by_dtype!(dtype, E => FlexTensor::filled_typed(shape, dtype, value.elem::<E>()))
+    by_dtype!(dtype, E => {
+        let numbers: Vec<E> = numbers.iter().map(|number| number.elem::<E>()).collect();
+        FlexTensor::new(Bytes::from_elems(numbers), Layout::contiguous(shape), dtype)
+    })
 }
 
 // --- Loops ---
 
-fn map<E: Stored, F: Formula>(x: FlexTensor, a: f64) -> FlexTensor {
+fn map<E: Stored, F: Formula>(x: FlexTensor, parameters: [f64; 2]) -> FlexTensor {
     let (x, start, _) = flat(x);
-    overwrite::<E>(x, start, |_, out| E::with_work(out, |work| E::Work::values::<F>(work, a)))
+    overwrite::<E>(x, start, |_, out| {
+        E::with_work(out, |work| E::Work::values::<F>(work, parameters))
+    })
 }
 
-fn scale_by_slope<E: Stored, F: Formula>(x: FlexTensor, grad: FlexTensor, a: f64) -> FlexTensor {
+fn scale_by_slope<E: Stored, F: Formula>(
+    x: FlexTensor,
+    grad: FlexTensor,
+    parameters: [f64; 2],
+) -> FlexTensor {
     let ((x, x_start), (grad, grad_start)) = flat_pair(x, grad);
     let x = &x.storage::<E>()[x_start..];
     overwrite::<E>(grad, grad_start, |at, out| {
         E::with_read(&x[at..at + out.len()], |x| {
-            E::with_work(out, |work| E::Work::scale_by_slope::<F>(x, work, a));
+            E::with_work(out, |work| E::Work::scale_by_slope::<F>(x, work, parameters));
         });
     })
 }
 
-/// The sum of grad * df/da. Each block is summed in its number type, the blocks in f64 and in order,
-/// so that the result does not depend on the number of threads.
-fn parameter_sum<E: Stored, F: Formula>(x: FlexTensor, grad: FlexTensor, a: f64) -> f64 {
+/// The sums of grad * df/da and grad * df/db. Each block is summed in its number type, the blocks in
+/// f64 and in order, so that the result does not depend on the number of threads.
+fn parameter_sums<E: Stored, F: Formula>(
+    x: FlexTensor,
+    grad: FlexTensor,
+    parameters: [f64; 2],
+) -> [f64; 2] {
     let n = x.layout().num_elements();
     let ((x, x_start), (grad, grad_start)) = flat_pair(x, grad);
     let x = &x.storage::<E>()[x_start..x_start + n];
     let grad = &grad.storage::<E>()[grad_start..grad_start + n];
-    let sums: Vec<f64> = x
+    let of_block = |(x, grad): (&[E], &[E])| {
+        E::with_read(x, |x| {
+            E::with_read(grad, |grad| E::Work::parameter_sums::<F>(x, grad, parameters))
+        })
+    };
+    let add = |sums: [f64; 2], more: [f64; 2]| [sums[0] + more[0], sums[1] + more[1]];
+    let sums: Vec<[f64; 2]> = x
         .par_chunks(CHUNK)
         .zip(grad.par_chunks(CHUNK))
-        .map(|(x, grad)| {
-            x.chunks(BLOCK)
-                .zip(grad.chunks(BLOCK))
-                .map(|(x, grad)| {
-                    E::with_read(x, |x| {
-                        E::with_read(grad, |grad| E::Work::parameter_sum::<F>(x, grad, a))
-                    })
-                })
-                .sum()
-        })
+        .map(|(x, grad)| x.chunks(BLOCK).zip(grad.chunks(BLOCK)).map(of_block).fold([0.0; 2], add))
         .collect();
-    sums.iter().sum()
+    sums.into_iter().fold([0.0; 2], add)
 }
 
 /// Calls `f(position, block)` on all elements: in place where nobody else holds the buffer, on a
@@ -336,22 +358,25 @@ stored_in_half!(bf16);
 /// A number type of arithmetic, with the three loops over it.
 trait Work: Copy {
     /// x = f(x)
-    fn values<F: Formula>(x: &mut [Self], a: f64);
+    fn values<F: Formula>(x: &mut [Self], parameters: [f64; 2]);
     /// grad = grad * f'(x)
-    fn scale_by_slope<F: Formula>(x: &[Self], grad: &mut [Self], a: f64);
-    /// The sum of grad * df/da.
-    fn parameter_sum<F: Formula>(x: &[Self], grad: &[Self], a: f64) -> f64;
+    fn scale_by_slope<F: Formula>(x: &[Self], grad: &mut [Self], parameters: [f64; 2]);
+    /// The sums of grad * df/da and grad * df/db.
+    fn parameter_sums<F: Formula>(x: &[Self], grad: &[Self], parameters: [f64; 2]) -> [f64; 2];
 }
 
 impl Work for f64 {
-    fn values<F: Formula>(x: &mut [Self], a: f64) {
-        x.iter_mut().for_each(|x| *x = F::value(*x, a));
+    fn values<F: Formula>(x: &mut [Self], parameters: [f64; 2]) {
+        x.iter_mut().for_each(|x| *x = F::value(*x, parameters));
     }
-    fn scale_by_slope<F: Formula>(x: &[Self], grad: &mut [Self], a: f64) {
-        x.iter().zip(grad).for_each(|(x, grad)| *grad *= F::slope(*x, a));
+    fn scale_by_slope<F: Formula>(x: &[Self], grad: &mut [Self], parameters: [f64; 2]) {
+        x.iter().zip(grad).for_each(|(x, grad)| *grad *= F::slope(*x, parameters));
     }
-    fn parameter_sum<F: Formula>(x: &[Self], grad: &[Self], a: f64) -> f64 {
-        x.iter().zip(grad).map(|(x, grad)| grad * F::parameter_slope(*x, a)).sum()
+    fn parameter_sums<F: Formula>(x: &[Self], grad: &[Self], parameters: [f64; 2]) -> [f64; 2] {
+        x.iter().zip(grad).fold([0.0; 2], |sums, (x, grad)| {
+            let slopes = F::parameter_slopes(*x, parameters);
+            [sums[0] + grad * slopes[0], sums[1] + grad * slopes[1]]
+        })
     }
 }
 
@@ -360,36 +385,42 @@ struct Lanes<F, const FMA: bool>(PhantomData<F>);
 
 impl<F: Formula, const FMA: bool> Lanes<F, FMA> {
     #[inline(always)]
-    fn values(x: &mut [f32], a: f64) {
-        let a = Lane::<FMA>::lit(a);
+    fn values(x: &mut [f32], parameters: [f64; 2]) {
+        let parameters = parameters.map(Lane::<FMA>::lit);
         for x in x {
-            *x = F::value(Lane(*x), a).0;
+            *x = F::value(Lane(*x), parameters).0;
         }
     }
 
     #[inline(always)]
-    fn scale_by_slope(x: &[f32], grad: &mut [f32], a: f64) {
-        let a = Lane::<FMA>::lit(a);
+    fn scale_by_slope(x: &[f32], grad: &mut [f32], parameters: [f64; 2]) {
+        let parameters = parameters.map(Lane::<FMA>::lit);
         for (x, grad) in x.iter().zip(grad) {
-            *grad *= F::slope(Lane(*x), a).0;
+            *grad *= F::slope(Lane(*x), parameters).0;
         }
     }
 
     #[inline(always)]
-    fn parameter_sum(x: &[f32], grad: &[f32], a: f64) -> f64 {
-        // Sixteen running sums: one would chain every addition to the one before it.
-        let a = Lane::<FMA>::lit(a);
-        let mut sums = [0.0f32; 16];
+    fn parameter_sums(x: &[f32], grad: &[f32], parameters: [f64; 2]) -> [f64; 2] {
+        // Sixteen running sums each: one would chain every addition to the one before it.
+        let parameters = parameters.map(Lane::<FMA>::lit);
+        let mut sums = [[0.0f32; 16]; 2];
         let (x_body, x_rest) = x.as_chunks::<16>();
         let (grad_body, grad_rest) = grad.as_chunks::<16>();
         for (x, grad) in x_body.iter().zip(grad_body) {
-            for ((x, grad), sum) in x.iter().zip(grad).zip(&mut sums) {
-                *sum += grad * F::parameter_slope(Lane(*x), a).0;
+            for i in 0..16 {
+                let slopes = F::parameter_slopes(Lane(x[i]), parameters);
+                sums[0][i] += grad[i] * slopes[0].0;
+                sums[1][i] += grad[i] * slopes[1].0;
             }
         }
-        let rest = x_rest.iter().zip(grad_rest);
-        let rest = rest.map(|(x, grad)| grad * F::parameter_slope(Lane::<FMA>(*x), a).0);
-        sums.into_iter().chain(rest).map(f64::from).sum()
+        let mut totals = sums.map(|sums| sums.into_iter().map(f64::from).sum::<f64>());
+        for (x, grad) in x_rest.iter().zip(grad_rest) {
+            let slopes = F::parameter_slopes(Lane::<FMA>(*x), parameters);
+            totals[0] += f64::from(grad * slopes[0].0);
+            totals[1] += f64::from(grad * slopes[1].0);
+        }
+        totals
     }
 }
 
@@ -432,8 +463,8 @@ macro_rules! for_each_instruction_set {
 
 impl Work for f32 {
     for_each_instruction_set! {
-        values(x: &mut [f32], a: f64);
-        scale_by_slope(x: &[f32], grad: &mut [f32], a: f64);
-        parameter_sum(x: &[f32], grad: &[f32], a: f64) -> f64;
+        values(x: &mut [f32], parameters: [f64; 2]);
+        scale_by_slope(x: &[f32], grad: &mut [f32], parameters: [f64; 2]);
+        parameter_sums(x: &[f32], grad: &[f32], parameters: [f64; 2]) -> [f64; 2];
     }
 }

@@ -71,36 +71,37 @@ pub trait ActivationBackend: Backend {
         composed::backward::<Self>(x, None, grad, curve)
     }
 
-    /// f(x; a) with the parameter in a one-element tensor.
+    /// f(x) with the curve's parameters in a tensor of one axis.
     #[fusion(default)]
     fn parametric_activation(
         x: FloatTensor<Self>,
-        a: FloatTensor<Self>,
+        parameters: FloatTensor<Self>,
         pair: Pair,
     ) -> FloatTensor<Self> {
-        composed::value::<Self>(x, Some(a), pair.value)
+        composed::value::<Self>(x, Some(parameters), pair.value)
     }
 
     /// The gradient for x: grad * df/dx.
     #[fusion(default)]
     fn parametric_activation_backward(
         x: FloatTensor<Self>,
-        a: FloatTensor<Self>,
+        parameters: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         curve: Curve,
     ) -> FloatTensor<Self> {
-        composed::backward::<Self>(x, Some(a), grad, curve)
+        composed::backward::<Self>(x, Some(parameters), grad, curve)
     }
 
-    /// The gradient for a: the sum of grad * df/da, in a tensor of a's shape.
+    /// The gradient for the parameters: the sums of grad * df/da and grad * df/db, in a tensor of
+    /// the parameters' shape.
     #[fusion(default)]
     fn parametric_activation_parameter_backward(
         x: FloatTensor<Self>,
-        a: FloatTensor<Self>,
+        parameters: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         curve: Curve,
     ) -> FloatTensor<Self> {
-        composed::parameter_backward::<Self>(x, a, grad, curve)
+        composed::parameter_backward::<Self>(x, parameters, grad, curve)
     }
 }
 
@@ -140,39 +141,43 @@ pub(crate) fn is_extended(device: &Device) -> bool {
 /// slopes at them. The differences are zero, so the value is f(x).
 pub(crate) fn fallback<const D: usize>(
     x: Tensor<D>,
-    a: Option<Tensor<1>>,
+    parameters: Option<Tensor<1>>,
     pair: Pair,
 ) -> Tensor<D> {
+    let tracked = parameters.as_ref().is_some_and(Tensor::is_autodiff);
+    let x = if tracked && !x.is_autodiff() { x.autodiff() } else { x };
     let constant = x.clone().detach();
     let fixed = || constant.clone().into_dispatch();
-    let fixed_a = || a.clone().map(|a| a.detach().into_dispatch());
-    let value = composed::value::<Dispatch>(fixed(), fixed_a(), pair.value);
+    let fixed_parameters = || parameters.clone().map(|p| p.detach().into_dispatch());
+    let value = composed::value::<Dispatch>(fixed(), fixed_parameters(), pair.value);
     let value = Tensor::from_dispatch(value);
     if !x.is_autodiff() {
         return value;
     }
     let slope = match pair.gradient {
-        Gradient::Own => composed::slope::<Dispatch>(fixed(), fixed_a(), pair.value),
+        Gradient::Own => composed::slope::<Dispatch>(fixed(), fixed_parameters(), pair.value),
         Gradient::Of(curve) => composed::slope::<Dispatch>(fixed(), None, curve),
     };
     // Infinity minus itself is no number: there the output is cut from the graph.
     let zero = (x.clone() - constant.clone()).mask_fill(constant.clone().is_inf(), 0.0);
-    let y = value + zero * Tensor::<D>::from_dispatch(slope).cast(x.dtype());
-    match (&a, fixed_a()) {
-        (Some(a), Some(fixed_a)) => {
-            let slope = composed::parameter_slope::<Dispatch>(fixed(), fixed_a, pair.value);
-            let zero = (a.clone() - a.clone().detach()).reshape([1; D]);
-            y + Tensor::<D>::from_dispatch(slope).cast(x.dtype()) * zero.cast(x.dtype())
+    let mut y = value + zero * Tensor::<D>::from_dispatch(slope).cast(x.dtype());
+    if let (Some(parameters), Some(fixed_parameters)) = (&parameters, fixed_parameters()) {
+        let zeros = parameters.clone() - parameters.clone().detach();
+        let slopes = composed::parameter_slopes::<Dispatch>(fixed(), fixed_parameters, pair.value);
+        for (i, slope) in slopes.into_iter().enumerate() {
+            let zero = zeros.clone().narrow(0, i, 1).reshape([1; D]);
+            let slope = Tensor::<D>::from_dispatch(slope).cast(x.dtype());
+            y = y + slope * zero.cast(x.dtype());
         }
-        _ => y,
     }
+    y
 }
 
 #[cfg(all(test, feature = "flex"))]
 #[allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 mod tests {
     use super::*;
-    use crate::tensor::{activate, activate_with_parameter};
+    use crate::tensor::{activate, activate_with_parameters};
     use burn::tensor::TensorData;
 
     const X: [f32; 9] = [-1e30, -20.0, -1.5, -0.0, 0.0, 1e-3, 0.75, 30.0, 1e30];
@@ -205,12 +210,26 @@ mod tests {
                 let want = run(|x, _| activate(x, pair));
                 let got = run(|x, _| fallback(x, None, pair));
                 assert_close(got, want, &format!("{pair:?}"));
-                if value.parameter().is_some() {
-                    let want = run(|x, a| activate_with_parameter(x, a, pair));
+                if value.parameters().len() == 1 {
+                    let want = run(|x, a| activate_with_parameters(x, a, pair));
                     let got = run(|x, a| fallback(x, Some(a), pair));
                     assert_close(got, want, &format!("{pair:?} with a parameter"));
                 }
             }
+        }
+    }
+
+    #[test]
+    fn the_fallback_tracks_two_parameters_even_of_a_plain_input() {
+        let device = Device::flex();
+        let x = Tensor::<1>::from_data(X, &device);
+        let curve = Curve::ShiftedSwish(1.5, 0.2);
+        let start = Tensor::<1>::from_data([1.5, 0.2], &device).autodiff().require_grad();
+        let grads = fallback(x, Some(start.clone()), curve.into()).sum().backward();
+        let got: Vec<f32> = start.grad(&grads).unwrap().into_data().try_into_vec().unwrap();
+        for (i, got) in got.into_iter().enumerate() {
+            let want: f64 = X.iter().map(|x| curve.parameter_derivatives((*x).into())[i]).sum();
+            assert!((f64::from(got) / want - 1.0).abs() < 1e-5, "{got}, not {want}");
         }
     }
 

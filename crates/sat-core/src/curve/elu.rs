@@ -5,7 +5,7 @@ pub(crate) struct Elu;
 
 impl Formula for Elu {
     #[inline(always)]
-    fn value<V: Value>(x: V, a: V) -> V {
+    fn value<V: Value>(x: V, [a, _]: [V; 2]) -> V {
         let negative = a * x.clone().at_most(0.0).exp_m1_nonpositive();
         x.clone().if_positive(x, negative)
     }
@@ -13,13 +13,18 @@ impl Formula for Elu {
     /// The exponential sees min(x, 0): e^x overflows for x above 88.7 and would turn the branch that
     /// is not taken into inf * 0.
     #[inline(always)]
-    fn slope<V: Value>(x: V, a: V) -> V {
+    fn slope<V: Value>(x: V, [a, _]: [V; 2]) -> V {
         let negative = a * x.clone().at_most(0.0).exp();
         x.if_positive(V::lit(1.0), negative)
     }
 
     #[inline(always)]
-    fn parameter_slope<V: Value>(x: V, _: V) -> V {
-        x.at_most(0.0).exp_m1_nonpositive()
+    fn parameter_slopes<V: Value>(x: V, _: [V; 2]) -> [V; 2] {
+        [x.at_most(0.0).exp_m1_nonpositive(), V::lit(0.0)]
+    }
+
+    /// At 0 the derivative jumps from a to 1, unless a is 1.
+    fn curvature_bound([a, _]: [f64; 2]) -> f64 {
+        if a == 1.0 { 1.0 } else { f64::INFINITY }
     }
 }

@@ -8,15 +8,20 @@ pub(crate) struct Gelu;
 
 impl Formula for Gelu {
     #[inline(always)]
-    fn value<V: Value>(x: V, _: V) -> V {
+    fn value<V: Value>(x: V, _: [V; 2]) -> V {
         let x = x.at_least(-40.0);
         x.clone() * x.normal().0
     }
 
     #[inline(always)]
-    fn slope<V: Value>(x: V, _: V) -> V {
+    fn slope<V: Value>(x: V, _: [V; 2]) -> V {
         let x = x.at_least(-40.0).at_most(40.0);
         let (cdf, density) = x.clone().normal();
         cdf + x * density
+    }
+
+    /// f'' = (2 - x^2) phi(x), largest at 0.
+    fn curvature_bound(_: [f64; 2]) -> f64 {
+        2.0 * crate::value::FRAC_1_SQRT_2PI
     }
 }

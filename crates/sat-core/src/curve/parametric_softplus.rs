@@ -5,23 +5,27 @@ pub(crate) struct ParametricSoftplus;
 
 impl Formula for ParametricSoftplus {
     #[inline(always)]
-    fn value<V: Value>(x: V, a: V) -> V {
-        let bend = (-(a.clone() * x.clone().abs())).exp().ln_1p_unit();
+    fn value<V: Value>(x: V, [a, _]: [V; 2]) -> V {
+        let bend = V::exp_of_product(-a.clone(), x.clone().abs()).ln_1p_unit();
         x.at_least(0.0) + bend * (V::lit(1.0) / a)
     }
 
     #[inline(always)]
-    fn slope<V: Value>(x: V, a: V) -> V {
+    fn slope<V: Value>(x: V, [a, _]: [V; 2]) -> V {
         (a * x).sigmoid().0
     }
 
     /// With t = a x: \[x s(t) - f(x)\]/a = -\[|t| e/(1+e) + ln(1+e)\]/a^2, e = e^-|t|.
     #[inline(always)]
-    fn parameter_slope<V: Value>(x: V, a: V) -> V {
+    fn parameter_slopes<V: Value>(x: V, [a, _]: [V; 2]) -> [V; 2] {
         // Beyond 800 the bend is zero in every precision; the bound keeps inf * 0 away.
         let t = (a.clone() * x).abs().at_most(800.0);
         let e = (-t.clone()).exp();
         let bend = t * (e.clone() / (V::lit(1.0) + e.clone())) + e.ln_1p_unit();
-        -(bend / (a.clone() * a))
+        [-(bend / (a.clone() * a)), V::lit(0.0)]
+    }
+
+    fn curvature_bound([a, _]: [f64; 2]) -> f64 {
+        a / 4.0
     }
 }

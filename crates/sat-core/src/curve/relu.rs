@@ -5,12 +5,16 @@ pub(crate) struct Relu;
 
 impl Formula for Relu {
     #[inline(always)]
-    fn value<V: Value>(x: V, _: V) -> V {
+    fn value<V: Value>(x: V, _: [V; 2]) -> V {
         x.clone().if_nonpositive(V::lit(0.0), x)
     }
 
     #[inline(always)]
-    fn slope<V: Value>(x: V, _: V) -> V {
+    fn slope<V: Value>(x: V, _: [V; 2]) -> V {
         x.clone().if_nonpositive(V::lit(0.0), x.one_or_nan())
+    }
+
+    fn curvature_bound(_: [f64; 2]) -> f64 {
+        f64::INFINITY
     }
 }

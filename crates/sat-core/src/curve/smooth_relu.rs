@@ -7,8 +7,8 @@ use crate::{curve::Formula, value::Value};
 /// finite.
 pub(crate) struct SmoothRelu;
 
-/// Up to here the series is used; s^2 <= 1/25 there.
-const SMALL: f64 = 0.5;
+/// Up to here the series is used; s^2 <= 1/9 there.
+const SMALL: f64 = 1.0;
 /// a x is held here, far above where the curve is a straight line, so that it never overflows.
 const LARGE: f64 = 1e30;
 
@@ -20,36 +20,44 @@ fn arguments<V: Value>(x: V, a: V) -> (V, V) {
     (positive, t)
 }
 
+/// s, (1 - s)/2 = 1/(2+t) and 1 - s (1-s) P = 1 - 2 s P/(2+t), for t up to [`SMALL`].
+#[inline(always)]
+fn series<V: Value>(t: V) -> (V, V, V) {
+    let s = t.clone() / (V::lit(2.0) + t);
+    let half = V::lit(0.5) - V::lit(0.5) * s.clone();
+    let tail = (s.clone() * s.clone()).at_most(1.0 / 9.0).atanh_tail();
+    (s.clone(), half.clone(), V::lit(1.0) - V::lit(2.0) * s * half * tail)
+}
+
 impl Formula for SmoothRelu {
     #[inline(always)]
-    fn value<V: Value>(x: V, a: V) -> V {
+    fn value<V: Value>(x: V, [a, _]: [V; 2]) -> V {
         let (x, t) = arguments(x, a.clone());
-        let scale = V::lit(1.0) / (V::lit(2.0) + t.clone());
-        let s = t.clone() * scale.clone();
-        // x s (1 - 2 s P/(2+t))
-        let tail = (s.clone() * s.clone()).at_most(1.0 / 9.0).atanh_tail();
-        let small = x.clone() * s.clone() * (V::lit(1.0) - V::lit(2.0) * s * tail * scale);
+        let (s, _, series) = series(t.clone());
+        let small = x.clone() * s * series;
         let large = x - t.clone().ln_1p() / a;
         (t - V::lit(SMALL)).if_positive(large, small)
     }
 
     #[inline(always)]
-    fn slope<V: Value>(x: V, a: V) -> V {
+    fn slope<V: Value>(x: V, [a, _]: [V; 2]) -> V {
         let (_, t) = arguments(x, a);
         t.clone() / (V::lit(1.0) + t)
     }
 
-    /// \[ln(1+t) - t/(1+t)\]/a^2, which is x^2 \[1/(1+t) - (1 - 2 s P/(2+t))/(2+t)\] for small t.
+    /// \[ln(1+t) - t/(1+t)\]/a^2, which is x^2 \[1/(1+t) - (1 - s (1-s) P)/(2+t)\] for small t.
     #[inline(always)]
-    fn parameter_slope<V: Value>(x: V, a: V) -> V {
+    fn parameter_slopes<V: Value>(x: V, [a, _]: [V; 2]) -> [V; 2] {
         let (x, t) = arguments(x, a.clone());
-        let scale = V::lit(1.0) / (V::lit(2.0) + t.clone());
-        let s = t.clone() * scale.clone();
-        let tail = (s.clone() * s.clone()).at_most(1.0 / 9.0).atanh_tail();
         let recip = V::lit(1.0) / (V::lit(1.0) + t.clone());
-        let series = (V::lit(1.0) - V::lit(2.0) * s * tail * scale.clone()) * scale;
-        let small = x.clone() * (x * (recip.clone() - series));
+        let (_, half, series) = series(t.clone());
+        let small = x.clone() * (x * (recip.clone() - series * half));
         let large = (t.clone().ln_1p() - t.clone() * recip) / (a.clone() * a);
-        (t - V::lit(SMALL)).if_positive(large, small)
+        [(t - V::lit(SMALL)).if_positive(large, small), V::lit(0.0)]
+    }
+
+    /// Right of 0.
+    fn curvature_bound([a, _]: [f64; 2]) -> f64 {
+        a
     }
 }

@@ -8,13 +8,18 @@ pub(crate) struct Softplus;
 
 impl Formula for Softplus {
     #[inline(always)]
-    fn value<V: Value>(x: V, _: V) -> V {
+    fn value<V: Value>(x: V, _: [V; 2]) -> V {
         let bend = (-x.clone().abs()).exp().ln_1p_unit();
         x.at_least(0.0) + bend
     }
 
     #[inline(always)]
-    fn slope<V: Value>(x: V, _: V) -> V {
+    fn slope<V: Value>(x: V, _: [V; 2]) -> V {
         x.sigmoid().0
+    }
+
+    /// At 0.
+    fn curvature_bound(_: [f64; 2]) -> f64 {
+        0.25
     }
 }

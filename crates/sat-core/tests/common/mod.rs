@@ -3,6 +3,7 @@
 use burn::tensor::{Device, Tensor, TensorData};
 
 /// Every device of the build, with its name.
+#[allow(dead_code)] // Not every test has every device.
 pub(crate) fn devices() -> Vec<(&'static str, Device)> {
     let devices: Vec<(&'static str, Device)> = vec![
         #[cfg(feature = "flex")]
