@@ -42,6 +42,8 @@ mod curve;
 mod error;
 #[cfg(feature = "flex")]
 mod lane;
+#[cfg(any(feature = "flex", feature = "cube"))]
+mod single;
 mod value;
 
 pub use activation::{

@@ -1,0 +1,190 @@
+//! Single-precision functions, written once for CPU lanes and GPU vectors.
+//!
+//! Every function is a straight line of additions, multiplications, one division and selects: a loop
+//! over it vectorises on a CPU, and on a GPU the result does not depend on the driver's own exponential,
+//! which may be off by many units in the last place. The polynomial coefficients are our own minimax
+//! fits; the error of the fit is stated beside each.
+
+use crate::value::{FRAC_1_SQRT_2PI, Value};
+
+/// A [`Value`] of `f32` arithmetic whose exponent can be taken apart.
+pub(crate) trait Single: Value {
+    /// An integer.
+    type Exponent: Clone;
+    /// x y + c, rounded once where the machine can.
+    fn fma(self, y: Self, c: Self) -> Self;
+    /// The nearest integer to a number below 2^21 in size, as a number and as an exponent.
+    fn nearest(self) -> (Self, Self::Exponent);
+    /// 2^k for -126 <= k <= 127.
+    fn power(k: Self::Exponent) -> Self;
+    /// 2^-k for -127 <= k <= 126.
+    fn inverse_power(k: Self::Exponent) -> Self;
+    /// Two integers whose sum is k, each about half of it.
+    fn halved(k: Self::Exponent) -> (Self::Exponent, Self::Exponent);
+    /// x = 2^k y for a positive normal x, with y in [sqrt(1/2), sqrt(2)); k also as a number.
+    fn normalized(self) -> (Self::Exponent, Self, Self);
+}
+
+/// c[0] + c[1] x + c[2] x^2 + ...
+#[inline(always)]
+fn polynomial<S: Single, const N: usize>(x: S, c: [f64; N]) -> S {
+    let mut sum = S::lit(c[N - 1]);
+    let mut n = N - 1;
+    while n > 0 {
+        n -= 1;
+        sum = sum.fma(x.clone(), S::lit(c[n]));
+    }
+    sum
+}
+
+/// ln 2 in two parts, the first of nine bits so that k * LN2_HIGH is exact.
+const LN2_HIGH: f64 = 0.693_359_375;
+const LN2_LOW: f64 = -2.121_944_4e-4;
+
+/// x = k ln 2 + r with |r| <= ln(2)/2; returns k and p = e^r - 1 (relative error 3e-9 + rounding).
+#[inline(always)]
+fn reduce<S: Single>(x: S) -> (S::Exponent, S) {
+    let (number, k) = (x.clone() * S::lit(core::f64::consts::LOG2_E)).nearest();
+    let r = number.clone().fma(S::lit(-LN2_HIGH), x);
+    let r = number.fma(S::lit(-LN2_LOW), r);
+    let q = polynomial(
+        r.clone(),
+        [0.5, 0.166_666_67, 0.041_666_467, 0.008_333_361, 0.001_393_360_4, 1.985_780_1e-4],
+    );
+    (k, (r.clone() * r.clone()).fma(q, r))
+}
+
+#[inline(always)]
+pub(crate) fn exp_factors<S: Single>(x: S) -> (S, S) {
+    let (k, p) = reduce(x.at_least(-120.0).at_most(89.0));
+    // Two factors also because 2^k alone leaves the range of normal numbers at both ends.
+    let (half, other_half) = S::halved(k);
+    ((S::lit(1.0) + p) * S::power(half), S::power(other_half))
+}
+
+#[inline(always)]
+pub(crate) fn exp_m1_nonpositive<S: Single>(x: S) -> S {
+    let (k, p) = reduce(x.at_least(-80.0).at_most(0.0));
+    let scale = S::power(k);
+    scale.clone().fma(p, scale - S::lit(1.0))
+}
+
+#[inline(always)]
+pub(crate) fn ln_1p<S: Single>(input: S) -> S {
+    // A quarter of the largest f32 keeps the exponent arithmetic in range.
+    let u = input.clone().at_most(f64::from(f32::MAX) / 4.0);
+    let y = S::lit(1.0) + u.clone();
+    let (exponent, k, fraction) = y.clone().normalized();
+    // What rounding 1 + u lost, brought to the scale of the fraction; for k = 0, f = u is exact.
+    let lost_small = u.clone() - (y.clone() - S::lit(1.0));
+    let lost_large = S::lit(1.0) - (y - u.clone());
+    let lost = (S::lit(1.0) - u.clone()).if_positive(lost_small, lost_large);
+    let f = (fraction - S::lit(1.0)) + lost * S::inverse_power(exponent);
+    let f = k.clone().if_nonpositive(u, f);
+    let s = f.clone() / (S::lit(2.0) + f.clone());
+    let square = s.clone() * s.clone();
+    let tail = square.clone() * atanh_tail(square);
+    // ln(1+f) = 2 s + 2 s^3 P = f - s (f - 2 s^2 P)
+    let log = (-s).fma(f.clone() - S::lit(2.0) * tail, f);
+    let log = k.clone().fma(S::lit(LN2_LOW), log);
+    let log = k.fma(S::lit(LN2_HIGH), log);
+    // The integer arithmetic turns a NaN into a number.
+    input.clone().if_number(log, input)
+}
+
+#[inline(always)]
+pub(crate) fn ln_1p_unit<S: Single>(u: S) -> S {
+    // ln(1+u) = 2 atanh(s), s = u/(2+u) <= 1/3; written around u so that only the small correction is
+    // rounded at its own scale: u - s (u - 2 s^2 P).
+    let s = u.clone() / (S::lit(2.0) + u.clone());
+    // For tiny u the tail vanishes beside u; without the bound s^2 would be a subnormal number, which
+    // many machines are slow on.
+    let bounded = s.clone().at_least(1e-15);
+    let square = bounded.clone() * bounded;
+    let tail = square.clone() * atanh_tail(square);
+    (-s).fma(u.clone() - S::lit(2.0) * tail, u)
+}
+
+#[inline(always)]
+pub(crate) fn atanh_tail<S: Single>(z: S) -> S {
+    // Relative error of the fit 1e-8 on [0, 1/9].
+    polynomial(z, [0.333_333_34, 0.199_998_51, 0.142_962_5, 0.108_522_66, 0.116_167_82])
+}
+
+#[inline(always)]
+pub(crate) fn normal<S: Single>(x: S) -> (S, S) {
+    // Beyond 15 the upper tail is below the smallest f32.
+    let z = x.clone().abs().at_most(15.0);
+    // The upper tail Q(z) = e^(-z^2/2) G(t)/(z + 4), t = (z-4)/(z+4); relative error of the fit 2e-8,
+    // the constant term in two parts. `scale` is 1/(z + 4) but for `lost_in_scale`.
+    let one = || S::lit(1.0);
+    let sum = z.clone() + S::lit(4.0);
+    let scale = one() / sum.clone();
+    let lost = z.clone() - (sum.clone() - S::lit(4.0));
+    let lost_in_scale = (-sum).fma(scale.clone(), one()) - lost * scale.clone();
+    let t = (z.clone() - S::lit(4.0)) * scale.clone();
+    let g = polynomial(
+        t.clone().fma(lost_in_scale.clone(), t),
+        [
+            -7.417_338_7e-9,
+            -0.607_896_57,
+            0.387_136_9,
+            -0.186_523_66,
+            0.060_403_49,
+            -0.007_524_003_3,
+            -0.003_510_209_3,
+            0.001_568_407_4,
+            1.746_566_6e-4,
+            -1.341_974_4e-4,
+        ],
+    );
+    let g = S::lit(0.755_285_14) + g;
+    // z^2 = square + rest exactly: e^(-z^2/2) magnifies the rounding of z^2 by z^2/2. All corrections
+    // go into p before e^.. = 2^k (1 + p) is rounded.
+    let (square, rest) = z.clone().product(z);
+    let (k, p) = reduce(S::lit(-0.5) * square);
+    let (half, other_half) = S::halved(k);
+    let (power, other_power) = (S::power(half), S::power(other_half));
+    let of_exp = (S::lit(-0.5) * rest).fma(one() + p.clone(), p);
+    let of_tail = lost_in_scale.fma(one() + of_exp.clone(), of_exp.clone());
+    let tail = of_tail.fma(g.clone(), g) * scale * power.clone() * other_power.clone();
+    let e = (one() + of_exp) * power * other_power;
+    let cdf = x.if_positive(one() - tail.clone(), tail);
+    (cdf, e * S::lit(FRAC_1_SQRT_2PI))
+}
+
+/// The methods of [`Value`] that stand above.
+macro_rules! single_precision_functions {
+    () => {
+        #[inline(always)]
+        fn exp(self) -> Self {
+            let (e, scale) = $crate::single::exp_factors(self);
+            e * scale
+        }
+        #[inline(always)]
+        fn exp_factors(self) -> (Self, Self) {
+            $crate::single::exp_factors(self)
+        }
+        #[inline(always)]
+        fn exp_m1_nonpositive(self) -> Self {
+            $crate::single::exp_m1_nonpositive(self)
+        }
+        #[inline(always)]
+        fn ln_1p(self) -> Self {
+            $crate::single::ln_1p(self)
+        }
+        #[inline(always)]
+        fn ln_1p_unit(self) -> Self {
+            $crate::single::ln_1p_unit(self)
+        }
+        #[inline(always)]
+        fn atanh_tail(self) -> Self {
+            $crate::single::atanh_tail(self)
+        }
+        #[inline(always)]
+        fn normal(self) -> (Self, Self) {
+            $crate::single::normal(self)
+        }
+    };
+}
+pub(crate) use single_precision_functions;
