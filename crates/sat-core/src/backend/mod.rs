@@ -8,6 +8,8 @@
 
 mod autodiff;
 mod composed;
+#[cfg(feature = "cube")]
+mod cube;
 #[cfg(feature = "flex")]
 mod flex;
 
@@ -52,17 +54,14 @@ impl From<Curve> for Pair {
     Flex: cfg(feature = "flex"),
     NdArray: cfg(feature = "ndarray"),
     Cube: cfg(feature = "cube"),
-    Fusion: cfg(feature = "cube"),
 )]
 pub trait ActivationBackend: Backend {
     /// f(x)
-    #[fusion(default)]
     fn activation(x: FloatTensor<Self>, pair: Pair) -> FloatTensor<Self> {
         composed::value::<Self>(x, None, pair.value)
     }
 
     /// The gradient for x: grad * f'(x).
-    #[fusion(default)]
     fn activation_backward(
         x: FloatTensor<Self>,
         grad: FloatTensor<Self>,
@@ -72,7 +71,6 @@ pub trait ActivationBackend: Backend {
     }
 
     /// f(x) with the curve's parameters in a tensor of one axis.
-    #[fusion(default)]
     fn parametric_activation(
         x: FloatTensor<Self>,
         parameters: FloatTensor<Self>,
@@ -82,7 +80,6 @@ pub trait ActivationBackend: Backend {
     }
 
     /// The gradient for x: grad * df/dx.
-    #[fusion(default)]
     fn parametric_activation_backward(
         x: FloatTensor<Self>,
         parameters: FloatTensor<Self>,
@@ -94,7 +91,6 @@ pub trait ActivationBackend: Backend {
 
     /// The gradient for the parameters: the sums of grad * df/da and grad * df/db, in a tensor of
     /// the parameters' shape.
-    #[fusion(default)]
     fn parametric_activation_parameter_backward(
         x: FloatTensor<Self>,
         parameters: FloatTensor<Self>,
@@ -109,8 +105,14 @@ pub trait ActivationBackend: Backend {
 #[allow(deprecated)] // Burn keeps NdArray working; so do we.
 impl ActivationBackend for burn::backend::NdArray {}
 
+/// Burn's fusion engine merges the composed body with its neighbours, which a kernel of our own would
+/// cut apart. By hand, not through the macro, so that the crate compiles beside an application with
+/// fusion and beside one without.
 #[cfg(feature = "cube")]
-impl ActivationBackend for burn_cubecl::CubeBackend {}
+impl<B: burn_fusion::FusionBackend + ActivationBackend> ActivationBackend
+    for burn_fusion::Fusion<B>
+{
+}
 
 /// Whether calls on this device reach an implementation of [`ActivationBackend`].
 ///

@@ -22,7 +22,7 @@ use core::{fmt, ops::RangeInclusive, str::FromStr};
 /// The mathematics of one curve, generic over what it is evaluated on.
 ///
 /// Every formula takes two parameters; a curve that has fewer ignores the rest.
-pub(crate) trait Formula: 'static {
+pub(crate) trait Formula: Send + Sync + 'static {
     /// f(x; a, b)
     fn value<V: Value>(x: V, parameters: [V; 2]) -> V;
     /// df/dx
