@@ -4,17 +4,18 @@
 //! on the same machine, which is the floor: forward reads x and writes y; backward reads x and dy and
 //! writes dx. Both sides run in the same process, in turns, with an allocator that keeps pages;
 //! `-- --system-allocator` takes the system's instead, `-- --json FILE` writes the numbers, and
-//! `-- --elements 1000000` runs one size.
+//! `-- --elements 1000000` runs one size. `-- --peer FILE` sets PyTorch's times beside them, which
+//! `python benches/peers/activation.py --json FILE` measures on the same machine.
 
 use burn::tensor::{Device, Tensor, TensorData, activation as burns};
 use clap::Parser;
 use sat::core::{Curve, tensor::activate};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     fs,
     hint::black_box,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
@@ -84,6 +85,9 @@ struct Arguments {
     /// Use the system's allocator for large tensors.
     #[arg(long)]
     system_allocator: bool,
+    /// Times of PyTorch on this machine, from benches/peers/activation.py.
+    #[arg(long)]
+    peer: Option<PathBuf>,
     /// Where to write the numbers.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -94,46 +98,82 @@ struct Arguments {
 
 /// The same function twice.
 struct Pair {
-    name: &'static str,
-    ours: fn(Tensor<1>) -> Tensor<1>,
+    curve: Curve,
     burns: fn(Tensor<1>) -> Tensor<1>,
 }
 
+/// Burn's own function, or what a user would write where Burn has none.
 fn pairs() -> Vec<Pair> {
-    let pair = |name, ours, burns| Pair { name, ours, burns };
-    vec![
-        pair("relu", |x| activate(x, Curve::Relu), burns::relu),
-        pair("softplus", |x| activate(x, Curve::Softplus), |x| burns::softplus(x, 1.0)),
-        pair(
-            "psoftplus:10",
-            |x| activate(x, Curve::ParametricSoftplus(10.0)),
-            |x| burns::softplus(x, 10.0),
-        ),
-        pair("silu", |x| activate(x, Curve::Silu), burns::silu),
-        pair("gelu", |x| activate(x, Curve::Gelu), burns::gelu),
-        pair("gelu-tanh", |x| activate(x, Curve::GeluTanh), burns::gelu_approximate),
-        pair("elu", |x| activate(x, Curve::Elu(1.0)), |x| burns::elu(x, 1.0)),
-        pair("celu", |x| activate(x, Curve::Celu(1.0)), |x| burns::celu(x, 1.0)),
-        pair(
-            "smooth-relu:400",
-            |x| activate(x, Curve::SmoothRelu(400.0)),
-            // Burn has no SmoothReLU: what a user would write.
-            |x| {
+    let burns = |curve| -> fn(Tensor<1>) -> Tensor<1> {
+        match curve {
+            Curve::Relu => burns::relu,
+            Curve::Relu6 => |x| x.clamp(0.0, 6.0),
+            Curve::LeakyRelu(_) => |x| burns::leaky_relu(x, 0.01),
+            Curve::Softplus => |x| burns::softplus(x, 1.0),
+            Curve::ParametricSoftplus(_) => |x| burns::softplus(x, 10.0),
+            Curve::Silu => burns::silu,
+            Curve::Gelu => burns::gelu,
+            Curve::GeluTanh => burns::gelu_approximate,
+            Curve::Mish => burns::mish,
+            Curve::Elu(_) => |x| burns::elu(x, 1.0),
+            Curve::Celu(_) => |x| burns::celu(x, 1.0),
+            Curve::SmoothRelu(_) => |x| {
                 let positive = burns::relu(x);
                 positive.clone() - (positive * 400.0).log1p() / 400.0
             },
-        ),
-    ]
+            Curve::Swish(_) => |x| x.clone() * burns::sigmoid(x * 1.0),
+            Curve::ShiftedSwish(..) => {
+                |x| x.clone() * (burns::sigmoid(x * 1.0) - 1e-8) / (1.0 - 1e-8)
+            }
+            Curve::Squareplus(_) => |x| (x.clone() + (x.clone() * x + 4.0).sqrt()) / 2.0,
+            other => unreachable!("{other} has no counterpart here yet"),
+        }
+    };
+    Curve::ALL.iter().map(|&curve| Pair { curve, burns: burns(curve) }).collect()
+}
+
+/// What benches/peers/activation.py wrote.
+#[derive(Deserialize)]
+struct Peer {
+    software: String,
+    threads: usize,
+    rows: Vec<PeerRow>,
+}
+
+#[derive(Deserialize)]
+struct PeerRow {
+    activation: String,
+    elements: usize,
+    pass: String,
+    ms: f64,
+}
+
+impl Peer {
+    fn read(path: &Path) -> Result<Self, String> {
+        let text = fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        serde_json::from_slice(&text).map_err(|error| format!("{}: {error}", path.display()))
+    }
+
+    fn ms(&self, activation: &str, elements: usize, pass: &str) -> Option<f64> {
+        let matches = |row: &&PeerRow| {
+            row.activation == activation && row.elements == elements && row.pass == pass
+        };
+        self.rows.iter().find(matches).map(|row| row.ms)
+    }
 }
 
 #[derive(Serialize)]
 struct Row {
-    activation: &'static str,
+    activation: String,
     elements: usize,
     pass: &'static str,
     ours_ms: f64,
     burn_ms: f64,
     burn_over_ours: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peer_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peer_over_ours: Option<f64>,
     /// What moves at least, over our time, over what a copy moves in its time.
     share_of_copy_bandwidth: f64,
 }
@@ -142,6 +182,8 @@ struct Row {
 struct Report {
     allocator: &'static str,
     threads: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peer: Option<String>,
     copy_gb_per_s: Vec<(usize, f64)>,
     rows: Vec<Row>,
 }
@@ -151,44 +193,64 @@ fn main() -> ExitCode {
     USE_SYSTEM.store(system, Ordering::Relaxed);
     let arguments = Arguments::parse();
     let budget = Duration::from_millis(arguments.milliseconds);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let peer = match arguments.peer.as_deref().map(Peer::read).transpose() {
+        Ok(Some(peer)) if peer.threads != threads => {
+            eprintln!("error: the peer ran {} threads, this bench runs {threads}", peer.threads);
+            return ExitCode::FAILURE;
+        }
+        Ok(peer) => peer,
+        Err(error) => {
+            eprintln!("error: cannot read the peer's times: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let mut report = Report {
         allocator: if arguments.system_allocator { "system" } else { "mimalloc" },
-        threads: std::thread::available_parallelism().map_or(1, usize::from),
+        threads,
+        peer: peer.as_ref().map(|peer| peer.software.clone()),
         copy_gb_per_s: Vec::new(),
         rows: Vec::new(),
     };
-    println!("Flex, f32, {} threads, allocator {}", report.threads, report.allocator);
+    println!("Flex, f32, {threads} threads, allocator {}", report.allocator);
+    if let Some(software) = &report.peer {
+        println!("beside {software}");
+    }
     for &n in &arguments.elements {
         let copy = copy_bandwidth(n, budget);
         report.copy_gb_per_s.push((n, copy));
-        println!("\n{n} elements; a copy moves {copy:.1} GB/s (read and write counted)");
+        println!("\n{n} elements; a copy moves {copy:.1} GB/s (read and write counted)\n");
         println!(
-            "| activation      | pass             | ours ms | Burn ms | Burn/ours | of copy |"
+            "| activation | pass | ours ms | Burn ms | Burn/ours | peer ms | peer/ours | of copy |"
         );
-        println!(
-            "|-----------------|------------------|--------:|--------:|----------:|--------:|"
-        );
+        println!("|---|---|--:|--:|--:|--:|--:|--:|");
         for pair in pairs() {
+            let ours = |x| activate(x, pair.curve);
             for (pass, backward, moved) in [("forward", false, 2), ("forward+backward", true, 5)] {
                 let [ours, burn] = in_turns(
                     budget,
-                    [
-                        &mut pass_over(n, pair.ours, backward),
-                        &mut pass_over(n, pair.burns, backward),
-                    ],
+                    [&mut pass_over(n, ours, backward), &mut pass_over(n, pair.burns, backward)],
                 );
                 let bytes = (moved * n * size_of::<f32>()) as f64;
+                let activation = pair.curve.to_string();
+                let peer_ms = peer.as_ref().and_then(|peer| peer.ms(&activation, n, pass));
                 let row = Row {
-                    activation: pair.name,
+                    activation,
                     elements: n,
                     pass,
                     ours_ms: ours * 1e3,
                     burn_ms: burn * 1e3,
                     burn_over_ours: burn / ours,
+                    peer_ms,
+                    peer_over_ours: peer_ms.map(|ms| ms / ours / 1e3),
                     share_of_copy_bandwidth: bytes / ours / 1e9 / copy,
                 };
+                let (peer_ms, peer_ratio) = match (row.peer_ms, row.peer_over_ours) {
+                    (Some(ms), Some(ratio)) => (format!("{ms:.3}"), format!("{ratio:.2}")),
+                    _ => Default::default(),
+                };
                 println!(
-                    "| {:<15} | {:<16} | {:>7.3} | {:>7.3} | {:>8.1}x | {:>5.0} % |",
+                    "| {} | {} | {:.3} | {:.3} | {:.1} | {peer_ms} | {peer_ratio} | {:.0} % |",
                     row.activation,
                     row.pass,
                     row.ours_ms,
@@ -220,7 +282,7 @@ fn input(n: usize) -> TensorData {
 /// One pass, with the input held elsewhere as a layer's input is, so the forward pass does not happen
 /// in place. The backward pass starts from a tensor of ones, which Burn makes and which is counted in
 /// the time of both sides, not in the bytes.
-fn pass_over(n: usize, f: fn(Tensor<1>) -> Tensor<1>, backward: bool) -> impl FnMut() {
+fn pass_over(n: usize, f: impl Fn(Tensor<1>) -> Tensor<1>, backward: bool) -> impl FnMut() {
     let device = Device::flex();
     let x = Tensor::<1>::from_data(input(n), &device);
     move || {

@@ -115,11 +115,7 @@ impl<'a, N: Size> Recorded<'a, N> {
         }
     }
 
-    fn unary(
-        self,
-        step: fn(&Scope, Numbers<N>) -> Numbers<N>,
-        constant: fn(f64) -> f64,
-    ) -> Self {
+    fn unary(self, step: fn(&Scope, Numbers<N>) -> Numbers<N>, constant: fn(f64) -> f64) -> Self {
         match self {
             Recorded::Vector(scope, x) => Recorded::Vector(scope, step(scope, x)),
             Constant(c) => Constant(constant(c)),
