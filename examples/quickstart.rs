@@ -168,11 +168,11 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     let jobs: Vec<Job<'_>> = arguments
         .seeds
         .iter()
-        .flat_map(|&seed| arguments.activations.iter().map(move |&a| (a, seed)))
+        .flat_map(|&seed| arguments.activations.iter().map(move |activation| (activation, seed)))
         .map(|(activation, seed)| Job {
-            activation,
+            activation: activation.clone(),
             recipe: recipe(arguments, epochs, seed),
-            network: network(&train_set).with_activation(activation),
+            network: network(&train_set).with_activation(activation.clone()),
             folder: arguments.out.join(format!("{}-seed{seed}", file_name(activation))),
             train_set: &train_set,
             test_set: &test_set,
@@ -329,7 +329,7 @@ impl Job<'_> {
             curve.push((factor * eps, report.robust_accuracy()));
         }
         let outcome = Outcome {
-            activation: self.activation,
+            activation: self.activation.clone(),
             seed: self.recipe.seed,
             setting: self.setting(),
             clean_accuracy: report.clean_accuracy(),
@@ -444,8 +444,10 @@ fn check_list<T: PartialEq + ToString>(
 }
 
 /// The activation's name without the characters that file systems dislike.
-fn file_name(activation: ActivationConfig) -> String {
-    activation.to_string().replace(':', "_")
+fn file_name(activation: &ActivationConfig) -> String {
+    activation
+        .to_string()
+        .replace(|c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '.', "_")
 }
 
 /// The outcomes of each activation, in the order of first appearance.
@@ -454,7 +456,7 @@ fn by_activation(outcomes: &[Outcome]) -> Vec<(ActivationConfig, Vec<&Outcome>)>
     for outcome in outcomes {
         match groups.iter_mut().find(|(activation, _)| *activation == outcome.activation) {
             Some((_, group)) => group.push(outcome),
-            None => groups.push((outcome.activation, vec![outcome])),
+            None => groups.push((outcome.activation.clone(), vec![outcome])),
         }
     }
     groups

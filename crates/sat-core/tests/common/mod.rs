@@ -1,5 +1,8 @@
 //! What every test of this crate shares: the devices of the build.
 
+#[allow(dead_code)]
+pub(crate) mod precision;
+
 use burn::tensor::{Device, Tensor, TensorData};
 
 /// Every device of the build, with its name.
@@ -24,10 +27,12 @@ pub(crate) fn devices() -> Vec<(&'static str, Device)> {
     devices
 }
 
+#[allow(dead_code)]
 pub(crate) fn vector(values: &[f32], device: &Device) -> Tensor<1> {
     Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), device)
 }
 
+#[allow(dead_code)]
 pub(crate) fn to_vec<const D: usize>(x: Tensor<D>) -> Vec<f32> {
     x.into_data().convert::<f32>().try_into_vec().unwrap()
 }

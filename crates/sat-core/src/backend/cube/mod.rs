@@ -78,6 +78,9 @@ impl ActivationBackend for CubeBackend {
         if is_composed(&x) {
             return composed::parameter_backward::<Self>(x, parameters, grad, curve);
         }
+        if x.meta.num_elements() == 0 {
+            return Self::float_mul_scalar(parameters, 0.0.into());
+        }
         let count = curve.parameters().len();
         let dtype = parameters.dtype;
         let sums = (0..count).map(|which| {
@@ -91,7 +94,7 @@ impl ActivationBackend for CubeBackend {
 
 /// Whether the kernels leave a tensor to the composed form.
 fn is_composed(x: &CubeTensor) -> bool {
-    x.meta.num_elements() == 0 || (x.dtype == DType::F64 && !computes_f64_in_f32(&x.client.name()))
+    x.dtype == DType::F64 && !computes_f64_in_f32(x.client.name())
 }
 
 /// WGSL and Vulkan's SPIR-V have no exponential of `f64`.
@@ -112,6 +115,9 @@ impl Visitor for Map {
     type Output = CubeTensor;
     fn visit<F: Formula>(self, fixed: [f64; 2]) -> CubeTensor {
         let shape = self.x.meta.shape().clone();
+        if shape.num_elements() == 0 {
+            return self.x;
+        }
         let order = memory_order(&self.x);
         let x = permuted(self.x, &order);
         let grad = self.grad.map(|grad| {
