@@ -54,28 +54,46 @@
 
 #![warn(missing_docs)]
 
+mod apgd;
 mod attack;
+mod autoattack;
 mod batch;
+mod ensemble;
 mod error;
 mod evaluate;
+mod fab;
 mod fgsm;
+mod flag;
 mod goal;
+mod hyperplane;
 mod identity;
 mod loss;
+mod noise_fgsm;
 mod pgd;
 mod project;
 mod rng;
+mod square;
+mod state;
 mod threat;
 mod victim;
+mod wrappers;
 
-pub use attack::{Adversarial, Attack, Cost};
+pub use apgd::{Apgd, FewClasses};
+pub use attack::{Adversarial, Attack, Cost, Stage};
+pub use autoattack::{AutoAttack, Member, ParseMemberError};
+pub use ensemble::Ensemble;
 pub use error::AttackError;
-pub use evaluate::{Report, SampleRecord, evaluate};
+pub use evaluate::{Evaluation, Pixels, Report, SampleRecord, StageReport, evaluate};
+pub use fab::{Fab, Minimal};
 pub use fgsm::Fgsm;
+pub use flag::Flag;
 pub use goal::{Goal, Labels};
 pub use identity::Identity;
-pub use loss::{CustomLoss, Loss, cross_entropy};
+pub use loss::{CustomLoss, Loss, cross_entropy, dlr, margin, targeted_dlr};
+pub use noise_fgsm::{NFgsm, RFgsm};
 pub use pgd::{EarlyExit, Pgd, RandomStart, StepSize};
 pub use project::Ball;
+pub use square::{Schedule, Square};
 pub use threat::{Eps, Norm, ParseNormError, ThreatModel};
 pub use victim::{Classifier, Victim};
+pub use wrappers::{BothGradients, Eot, Restarts, SweepPoint, eps_sweep, minimal_norm};

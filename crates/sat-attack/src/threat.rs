@@ -2,6 +2,7 @@ use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::AttackError;
@@ -15,6 +16,31 @@ pub enum Norm {
     Linf,
     /// The Euclidean length, `sqrt(sum d_i^2)`.
     L2,
+    /// The sum of absolute changes, `sum |d_i|`.
+    L1,
+}
+
+impl Norm {
+    /// The norm of each change `[n, c, h, w]`, summed in f64.
+    ///
+    /// # Errors
+    ///
+    /// [`AttackError::Read`] when the device fails.
+    pub fn lengths(self, changes: &Tensor<4>) -> Result<Vec<f64>, AttackError> {
+        let [_, channels, height, width] = changes.dims();
+        let values = changes.try_to_vec_as::<f64>()?;
+        let dimension = (channels * height * width).max(1);
+        Ok(values.chunks_exact(dimension).map(|change| self.length(change)).collect())
+    }
+
+    /// The norm of one change.
+    pub(crate) fn length(self, change: &[f64]) -> f64 {
+        match self {
+            Norm::Linf => change.iter().fold(0.0, |largest, v| v.abs().max(largest)),
+            Norm::L2 => change.iter().map(|v| v * v).sum::<f64>().sqrt(),
+            Norm::L1 => change.iter().map(|v| v.abs()).sum(),
+        }
+    }
 }
 
 impl fmt::Display for Norm {
@@ -22,23 +48,25 @@ impl fmt::Display for Norm {
         f.write_str(match self {
             Norm::Linf => "linf",
             Norm::L2 => "l2",
+            Norm::L1 => "l1",
         })
     }
 }
 
 /// The text names no [`Norm`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown norm `{0}`: use linf or l2")]
+#[error("unknown norm `{0}`: use linf, l2 or l1")]
 pub struct ParseNormError(String);
 
 impl FromStr for Norm {
     type Err = ParseNormError;
 
-    /// Reads `linf` or `l2`, in any case.
+    /// Reads `linf`, `l2` or `l1`, in any case.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.to_ascii_lowercase().as_str() {
             "linf" => Ok(Norm::Linf),
             "l2" => Ok(Norm::L2),
+            "l1" => Ok(Norm::L1),
             _ => Err(ParseNormError(text.to_owned())),
         }
     }
@@ -88,6 +116,11 @@ impl ThreatModel {
         Self::new(Norm::L2, eps)
     }
 
+    /// The absolute changes may sum to `eps` at most; bounds `[0, 1]`.
+    pub fn l1(eps: f64) -> Self {
+        Self::new(Norm::L1, eps)
+    }
+
     /// Sets the lowest and highest pixel value allowed.
     pub fn bounds(mut self, lower: f64, upper: f64) -> Self {
         self.bounds = (lower, upper);
@@ -113,6 +146,16 @@ impl ThreatModel {
                     .get(range.clone())
                     .ok_or(AttackError::EpsCount { eps: eps.len(), images: range.end })?;
                 Ok(self.clone().eps_per_sample(part.to_vec()))
+            }
+        }
+    }
+
+    /// The threat for the samples at `rows`, which exist.
+    pub(crate) fn select(&self, rows: &[usize]) -> Self {
+        match &self.eps {
+            Eps::Uniform(_) => self.clone(),
+            Eps::PerSample(eps) => {
+                self.clone().eps_per_sample(rows.iter().map(|&row| eps[row]).collect())
             }
         }
     }
@@ -146,12 +189,12 @@ mod tests {
 
     #[test]
     fn norms_read_back_what_they_print() {
-        for norm in [Norm::Linf, Norm::L2] {
+        for norm in [Norm::Linf, Norm::L2, Norm::L1] {
             assert_eq!(norm.to_string().parse::<Norm>(), Ok(norm));
         }
         assert_eq!("LInf".parse::<Norm>(), Ok(Norm::Linf));
         let error = "l3".parse::<Norm>().unwrap_err();
-        assert_eq!(error.to_string(), "unknown norm `l3`: use linf or l2");
+        assert_eq!(error.to_string(), "unknown norm `l3`: use linf, l2 or l1");
     }
 
     #[test]
