@@ -48,6 +48,32 @@ pub trait Attack {
     }
 }
 
+impl<A: Attack + ?Sized> Attack for Box<A> {
+    fn run(
+        &self,
+        victim: &Victim<'_>,
+        images: Tensor<4>,
+        goal: Goal,
+        threat: &ThreatModel,
+    ) -> Result<Adversarial, AttackError> {
+        (**self).run(victim, images, goal, threat)
+    }
+
+    fn perturb(
+        &self,
+        victim: &Victim<'_>,
+        images: Tensor<4>,
+        goal: Goal,
+        threat: &ThreatModel,
+    ) -> Result<Tensor<4>, AttackError> {
+        (**self).perturb(victim, images, goal, threat)
+    }
+
+    fn describe(&self) -> Value {
+        (**self).describe()
+    }
+}
+
 /// What an attack did to a batch, sample by sample.
 #[derive(Clone, Debug)]
 pub struct Adversarial {
