@@ -312,12 +312,13 @@ impl Attack for AutoAttack {
         if batch.samples[0] == 0 {
             flags = self.check(&mut oracle, &batch, threat.norm)?;
         }
+        let checks = oracle.cost();
         let mut result = self.ensemble(threat.norm).run(victim, images, goal, threat)?;
         for flag in std::mem::take(&mut result.flags) {
             flag.join(&mut flags);
         }
         result.flags = flags;
-        result.cost += oracle.cost();
+        result.cost += checks;
         Ok(result)
     }
 
