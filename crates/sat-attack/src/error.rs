@@ -35,6 +35,26 @@ pub enum AttackError {
         images: usize,
     },
 
+    /// The number of masks differs from the number of images.
+    #[error("{masks} masks for {images} images: give one mask per image")]
+    MaskCount {
+        /// Number of masks.
+        masks: usize,
+        /// Number of images.
+        images: usize,
+    },
+
+    /// A mask does not have one flag per pixel value.
+    #[error("the mask of sample {sample} has {flags} flags for {values} pixel values")]
+    MaskLength {
+        /// The sample.
+        sample: usize,
+        /// Flags of its mask.
+        flags: usize,
+        /// Pixel values of an image.
+        values: usize,
+    },
+
     /// The pixel bounds are not finite or not in ascending order.
     #[error("image bounds must be finite with lower < upper, but they are [{lower}, {upper}]")]
     InvalidBounds {

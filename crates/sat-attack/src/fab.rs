@@ -127,7 +127,7 @@ impl Fab {
         bounds: (f64, f64),
     ) -> Result<Minimal, AttackError> {
         let dtype = images.dtype();
-        let threat = ThreatModel { bounds, ..ThreatModel::new(norm, 0.0) };
+        let threat = ThreatModel::new(norm, 0.0).bounds(bounds.0, bounds.1);
         let mut oracle = Oracle::new(victim, &Loss::CrossEntropy, dtype);
         let whole = Batch::new(images, goal, &threat)?;
         let found = self.search(&mut oracle, &whole, &threat, None)?;
@@ -257,6 +257,9 @@ impl Search<'_> {
                 }
             }
         }
+        if self.noisy && batch.ball.is_masked() {
+            points = batch.ball.masked(tensor(&batch, &points)).try_into_vec_as::<f64>()?;
+        }
         for _ in 0..self.fab.steps {
             let images = tensor(&batch, &points);
             let (values, gradients) = self.nearest_boundary(oracle, &batch, images)?;
@@ -346,7 +349,7 @@ impl Search<'_> {
             })?;
             check_gradient(batch, &pass.gradient)?;
             let margins = pass.values.try_into_vec_as::<f32>()?;
-            let slopes = pass.gradient.try_into_vec_as::<f64>()?;
+            let slopes = batch.ball.free(pass.gradient).try_into_vec_as::<f64>()?;
             let target = gradients.chunks_exact_mut(self.dimension);
             for (row, (best, slope)) in target.zip(slopes.chunks_exact(self.dimension)).enumerate()
             {

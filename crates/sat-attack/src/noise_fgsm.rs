@@ -132,10 +132,10 @@ impl NFgsm {
         let shift = noise(batch, self.seed, |stream| 2.0 * stream.uniform() - 1.0);
         let (lower, upper) = threat.bounds;
         let noisy = batch.ball.centre() + shift * eps.clone() * self.spread;
-        let start = noisy.clamp(lower, upper);
+        let start = batch.ball.masked(noisy.clamp(lower, upper));
         let (_, gradient) = oracle.gradient(batch, start.clone())?;
         check_gradient(batch, &gradient)?;
-        Ok((start + gradient.sign() * eps).clamp(lower, upper))
+        Ok((start + batch.ball.free(gradient).sign() * eps).clamp(lower, upper))
     }
 }
 

@@ -1,4 +1,4 @@
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Bool, Int, Tensor, TensorData};
 
 use crate::loss::widen;
 use crate::rng::{Purpose, Stream};
@@ -17,6 +17,8 @@ pub struct Ball {
     /// `[n, 1, 1, 1]`
     eps: Tensor<4>,
     region: Region,
+    /// Pixel values that must stay, `[n, c, h, w]`.
+    fixed: Option<Tensor<4, Bool>>,
 }
 
 #[derive(Clone, Debug)]
@@ -46,7 +48,8 @@ impl Ball {
     /// # Errors
     ///
     /// [`AttackError::EmptyBatch`], the errors of an invalid [`ThreatModel`],
-    /// [`AttackError::NonFiniteImage`] and [`AttackError::ImageOutOfBounds`].
+    /// [`AttackError::MaskCount`], [`AttackError::MaskLength`], [`AttackError::NonFiniteImage`] and
+    /// [`AttackError::ImageOutOfBounds`].
     pub fn new(images: Tensor<4>, threat: &ThreatModel) -> Result<Self, AttackError> {
         let [count, ..] = images.dims();
         if count == 0 {
@@ -66,7 +69,8 @@ impl Ball {
             Norm::L2 => Region::L2 { lower, upper },
             Norm::L1 => Region::L1 { lower, upper },
         };
-        Ok(Self { centre, eps, region })
+        let fixed = threat.mask.as_ref().map(|mask| fixed(mask, &centre)).transpose()?;
+        Ok(Self { centre, eps, region, fixed })
     }
 
     /// The clean images `[n, c, h, w]`.
@@ -82,12 +86,13 @@ impl Ball {
     /// only shortens it; the length exceeds eps by rounding only (about `1e-7` per pixel value).
     /// L1: the nearest point of ball and bounds together, `sign(d) min(max(|d| - t, 0), r)` with the
     /// room `r` to the bound and the least `t >= 0` that fits, computed in f64 on the host.
-    /// The bounds hold exactly.
+    /// The bounds hold exactly. Values that the mask fixes are those of the clean image.
     ///
     /// # Panics
     ///
     /// When the shape differs from the clean images'.
     pub fn project(&self, images: Tensor<4>) -> Tensor<4> {
+        let images = self.masked(images);
         match &self.region {
             Region::Linf { lower, upper } => images.max_pair(lower.clone()).min_pair(upper.clone()),
             Region::L2 { lower, upper } => {
@@ -114,6 +119,7 @@ impl Ball {
     ///
     /// When a shape does not fit the clean images'.
     pub fn step(&self, images: Tensor<4>, gradient: Tensor<4>, size: Tensor<4>) -> Tensor<4> {
+        let gradient = self.free(gradient);
         let direction = match self.region {
             Region::Linf { .. } => gradient.sign(),
             Region::L2 { .. } => {
@@ -144,6 +150,26 @@ impl Ball {
             Region::L2 { .. } => Norm::L2,
             Region::L1 { .. } => Norm::L1,
         }
+    }
+
+    /// The gradient by the values that may change; 0 for the others.
+    pub(crate) fn free(&self, gradient: Tensor<4>) -> Tensor<4> {
+        match &self.fixed {
+            Some(fixed) => gradient.mask_fill(fixed.clone(), 0.0),
+            None => gradient,
+        }
+    }
+
+    /// The images with the clean values where the mask fixes them.
+    pub(crate) fn masked(&self, images: Tensor<4>) -> Tensor<4> {
+        match &self.fixed {
+            Some(fixed) => images.mask_where(fixed.clone(), self.centre.clone()),
+            None => images,
+        }
+    }
+
+    pub(crate) fn is_masked(&self) -> bool {
+        self.fixed.is_some()
     }
 
     /// The radii `[n, 1, 1, 1]`.
@@ -184,7 +210,7 @@ impl Ball {
         gradient: Tensor<4>,
         count: impl Fn(usize) -> usize,
     ) -> Tensor<4> {
-        self.on_host(gradient, |sample| sparse_sign(sample.point, count(sample.row)))
+        self.on_host(self.free(gradient), |sample| sparse_sign(sample.point, count(sample.row)))
     }
 
     /// The same ball with `factor` times the radius.
@@ -195,7 +221,7 @@ impl Ball {
             Region::Linf { .. } => unreachable!("a Linf ball is not scaled"),
             region => region.clone(),
         };
-        Self { centre: self.centre.clone(), eps, region }
+        Self { eps, region, ..self.clone() }
     }
 
     /// Edits each sample of `images` in f64 on the host.
@@ -226,8 +252,23 @@ impl Ball {
                 }
                 region => region.clone(),
             },
+            fixed: self.fixed.as_ref().map(|fixed| fixed.clone().select(0, rows.clone())),
         }
     }
+}
+
+/// Where the mask lets nothing change.
+fn fixed(mask: &[Vec<bool>], centre: &Tensor<4>) -> Result<Tensor<4, Bool>, AttackError> {
+    let shape = centre.shape();
+    let values = shape.num_elements() / shape[0];
+    if mask.len() != shape[0] {
+        return Err(AttackError::MaskCount { masks: mask.len(), images: shape[0] });
+    }
+    if let Some(sample) = mask.iter().position(|mask| mask.len() != values) {
+        return Err(AttackError::MaskLength { sample, flags: mask[sample].len(), values });
+    }
+    let fixed: Vec<bool> = mask.iter().flatten().map(|free| !free).collect();
+    Ok(Tensor::from_data(TensorData::new(fixed, shape), &centre.device()))
 }
 
 /// One sample on the host.

@@ -397,7 +397,8 @@ fn ask<'i>(batch: &Batch, images: impl Iterator<Item = &'i Vec<f64>>) -> Tensor<
     let images = Tensor::from_data(data, (&centre.device(), centre.dtype()));
     match batch.ball.norm() {
         Norm::Linf => batch.ball.project(images),
-        _ => images,
+        // In the ball already; projecting again would only round.
+        _ => batch.ball.masked(images),
     }
 }
 

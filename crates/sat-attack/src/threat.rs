@@ -98,12 +98,16 @@ pub struct ThreatModel {
     pub eps: Eps,
     /// Lowest and highest pixel value allowed.
     pub bounds: (f64, f64),
+    /// Which pixel values may change, for each sample in the order of the batch and for each value
+    /// in the order `[c, h, w]`; `None` for all of them. See [`ThreatModel::mask`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mask: Option<Vec<Vec<bool>>>,
 }
 
 impl ThreatModel {
     /// A ball of radius `eps` in `norm`, bounds `[0, 1]`.
     pub fn new(norm: Norm, eps: f64) -> Self {
-        Self { norm, eps: Eps::Uniform(eps), bounds: (0.0, 1.0) }
+        Self { norm, eps: Eps::Uniform(eps), bounds: (0.0, 1.0), mask: None }
     }
 
     /// Every pixel value may change by at most `eps`; bounds `[0, 1]`.
@@ -133,31 +137,42 @@ impl ThreatModel {
         self
     }
 
+    /// Lets the attacker change only some pixel values: one list of `c h w` flags per sample, in the
+    /// order of the batch. The others stay as they are to the bit.
+    pub fn mask(mut self, mask: Vec<Vec<bool>>) -> Self {
+        self.mask = Some(mask);
+        self
+    }
+
     /// The threat for the samples in `range`. A uniform threat is the same for any range.
     ///
     /// # Errors
     ///
-    /// [`AttackError::EpsCount`] when there are fewer per-sample radii than `range` asks for.
+    /// [`AttackError::EpsCount`] or [`AttackError::MaskCount`] when there are fewer per-sample radii
+    /// or masks than `range` asks for.
     pub fn slice(&self, range: Range<usize>) -> Result<Self, AttackError> {
-        match &self.eps {
-            Eps::Uniform(_) => Ok(self.clone()),
-            Eps::PerSample(eps) => {
-                let part = eps
-                    .get(range.clone())
-                    .ok_or(AttackError::EpsCount { eps: eps.len(), images: range.end })?;
-                Ok(self.clone().eps_per_sample(part.to_vec()))
-            }
+        if let Eps::PerSample(eps) = &self.eps
+            && eps.len() < range.end
+        {
+            return Err(AttackError::EpsCount { eps: eps.len(), images: range.end });
         }
+        if let Some(mask) = &self.mask
+            && mask.len() < range.end
+        {
+            return Err(AttackError::MaskCount { masks: mask.len(), images: range.end });
+        }
+        Ok(self.select(&range.collect::<Vec<_>>()))
     }
 
     /// The threat for the samples at `rows`, which exist.
     pub(crate) fn select(&self, rows: &[usize]) -> Self {
-        match &self.eps {
-            Eps::Uniform(_) => self.clone(),
-            Eps::PerSample(eps) => {
-                self.clone().eps_per_sample(rows.iter().map(|&row| eps[row]).collect())
-            }
-        }
+        let eps = match &self.eps {
+            Eps::Uniform(eps) => Eps::Uniform(*eps),
+            Eps::PerSample(eps) => Eps::PerSample(rows.iter().map(|&row| eps[row]).collect()),
+        };
+        let mask =
+            self.mask.as_ref().map(|mask| rows.iter().map(|&row| mask[row].clone()).collect());
+        Self { norm: self.norm, eps, bounds: self.bounds, mask }
     }
 
     /// Checks the threat and returns one radius per image.
@@ -230,5 +245,9 @@ mod tests {
         let threat = ThreatModel::l2(0.0).eps_per_sample(vec![1.0, 2.0, 3.0]);
         assert_eq!(threat.slice(1..3).unwrap().radii(2).unwrap(), [2.0, 3.0]);
         assert!(matches!(threat.slice(2..5), Err(AttackError::EpsCount { eps: 3, images: 5 })));
+        let masked = ThreatModel::l2(1.0).mask(vec![vec![true], vec![false]]);
+        assert_eq!(masked.slice(1..2).unwrap().mask, Some(vec![vec![false]]));
+        let short = masked.slice(1..3);
+        assert!(matches!(short, Err(AttackError::MaskCount { masks: 2, images: 3 })));
     }
 }

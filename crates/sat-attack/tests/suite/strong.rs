@@ -417,3 +417,77 @@ fn a_sample_does_not_notice_its_neighbours() {
         }
     }
 }
+
+#[test]
+fn masked_values_stay_to_the_bit() {
+    let victim = convolutional(1, 5);
+    let x = batch(2, 6);
+    let goal = Goal::untargeted(labels(&victim, &x));
+    // Each sample has its own checkerboard of columns.
+    let mask: Vec<Vec<bool>> =
+        (0..6).map(|sample| (0..32).map(|i| (i + sample) % 3 != 0).collect()).collect();
+    let attacks: [&dyn Attack; 8] = [
+        &Fgsm::default(),
+        &Pgd::default(),
+        &Apgd::ce().steps(8),
+        &Apgd::targeted().steps(5).stop_when_fooled(),
+        &Fab::default().steps(5).restarts(2),
+        &Square::default().queries(40),
+        &RFgsm::default(),
+        &NFgsm::default(),
+    ];
+    for norm in NORMS {
+        let eps = match norm {
+            Norm::Linf => 0.1,
+            Norm::L2 => 0.5,
+            _ => 2.0,
+        };
+        let threat = ThreatModel::new(norm, eps).mask(mask.clone());
+        for attack in attacks {
+            let adv = match attack.run(&victim, x.clone(), goal.clone(), &threat) {
+                Err(AttackError::UnsupportedNorm { .. }) => continue,
+                adv => adv.unwrap(),
+            };
+            assert!(adv.fooled() > 0, "{norm} {}", attack.describe());
+            let (found, clean) = (to_vec(adv.images), to_vec(x.clone()));
+            let mut moved = 0;
+            for (index, (found, clean)) in found.iter().zip(&clean).enumerate() {
+                if mask[index / 32][index % 32] {
+                    moved += usize::from(found != clean);
+                } else {
+                    assert_eq!(found.to_bits(), clean.to_bits(), "{}", attack.describe());
+                }
+            }
+            assert!(moved > 0);
+        }
+    }
+    // Nothing may change: nothing does.
+    let victim = centred(5);
+    let x = grey(1);
+    let goal = Goal::untargeted(labels(&victim, &x));
+    let nothing = ThreatModel::linf(0.5).mask(vec![vec![false; 32]; 6]);
+    for attack in attacks {
+        let few = matches!(
+            attack.run(&victim, x.clone(), goal.clone(), &nothing),
+            Err(AttackError::TooFewClasses { .. })
+        );
+        if !few {
+            let adv = attack.run(&victim, x.clone(), goal.clone(), &nothing).unwrap();
+            assert_eq!(adv.fooled(), 0);
+            assert_eq!(bits(&adv.images), bits(&x));
+        }
+    }
+}
+
+#[test]
+fn masks_of_the_wrong_size_are_refused() {
+    let victim = Victim::from_fn(|_| panic!("the model ran before the input was checked"));
+    let run = |mask: Vec<Vec<bool>>| {
+        let threat = ThreatModel::linf(0.1).mask(mask);
+        Pgd::default().run(&victim, batch(1, 2), Goal::untargeted([0, 1]), &threat).unwrap_err()
+    };
+    let count = run(vec![vec![true; 32]]);
+    assert!(matches!(count, AttackError::MaskCount { masks: 1, images: 2 }));
+    let length = run(vec![vec![true; 32], vec![true; 31]]);
+    assert!(matches!(length, AttackError::MaskLength { sample: 1, flags: 31, values: 32 }));
+}
