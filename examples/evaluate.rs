@@ -7,14 +7,15 @@
 
 mod common;
 
+use burn::tensor::Tensor;
 use clap::{ArgAction, Parser, ValueEnum};
 use common::output::{check_writable, write};
 use indicatif::{ProgressBar, ProgressStyle};
 use sat::{
     attack::{
         Apgd, Attack, AutoAttack, BothGradients, Eot, Evaluation, Fab, FewClasses, Fgsm, Flag,
-        Identity, Loss, Member, NFgsm, Norm, Pgd, Pixels, RFgsm, RandomStart, Report, Restarts,
-        SampleRecord, Square, StageReport, ThreatModel, Victim,
+        Goal, Identity, Loss, Member, NFgsm, Norm, Pgd, Pixels, RFgsm, RandomStart, Report,
+        Restarts, SampleRecord, Square, StageReport, ThreatModel, Victim, eps_sweep,
     },
     core::{ActivationConfig, Gradient, device::DeviceName},
     models::{ModelName, ResNetConfig, load_safetensors, read_metadata, read_network},
@@ -51,6 +52,10 @@ struct Arguments {
     /// The largest perturbation, for images in [0, 1].
     #[arg(long, default_value = "8/255", value_parser = common::eps, allow_hyphen_values = true)]
     eps: f64,
+    /// In place of one eps: rising sizes such as 1/255,2/255,4/255. Prints how many images withstand
+    /// each; an image that falls to a small one is not attacked again.
+    #[arg(long, value_delimiter = ',', value_parser = common::eps, conflicts_with_all = ["state", "keep_images"])]
+    sweep: Vec<f64>,
     /// Gradient steps. By default 20 for PGD, MI-FGSM and NI-FGSM, 100 for APGD, FAB and AutoAttack.
     #[arg(long)]
     steps: Option<usize>,
@@ -298,6 +303,10 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         attack = Box::new(BothGradients::new(attack, twin));
     }
     let threat = ThreatModel::new(arguments.norm, arguments.eps);
+    if !arguments.sweep.is_empty() {
+        let batches = data.batches(arguments.batch).map(|indices| data.batch(&indices, &device));
+        return sweep(arguments, &victim, attack.as_ref(), batches);
+    }
     let weights_sha256: String =
         Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
     let mut evaluation = Evaluation::new(&victim, attack.as_ref(), &threat)
@@ -369,6 +378,52 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
             flags: &report.flags,
             per_sample: &report.per_sample,
         };
+        write(path, &serde_json::to_vec_pretty(&output)?)?;
+    }
+    Ok(())
+}
+
+/// The images that withstand an attack of one size.
+#[derive(Serialize)]
+struct SweepRow {
+    eps: f64,
+    robust_correct: usize,
+    forwards: u64,
+    backwards: u64,
+}
+
+/// Attacks at each size in turn.
+fn sweep(
+    arguments: &Arguments,
+    victim: &Victim<'_>,
+    attack: &dyn Attack,
+    batches: impl Iterator<Item = (Tensor<4>, Vec<usize>)>,
+) -> Result<(), Failure> {
+    let threat = ThreatModel::new(arguments.norm, 0.0);
+    let row = |&eps| SweepRow { eps, robust_correct: 0, forwards: 0, backwards: 0 };
+    let mut rows: Vec<SweepRow> = arguments.sweep.iter().map(row).collect();
+    let mut n = 0;
+    for (images, labels) in batches {
+        let goal = Goal::untargeted(labels.as_slice()).numbered_from(n as u64);
+        n += labels.len();
+        let points = eps_sweep(attack, victim, images, &goal, &threat, &arguments.sweep)?;
+        for (row, point) in rows.iter_mut().zip(points) {
+            row.robust_correct += point.success.iter().filter(|&&fooled| !fooled).count();
+            row.forwards += point.cost.forwards;
+            row.backwards += point.cost.backwards;
+        }
+    }
+    println!("| eps ({}) | robust of {n} |\n|---:|---:|", arguments.norm);
+    for row in &rows {
+        println!("| {:.5} | {} |", row.eps, row.robust_correct);
+    }
+    if let Some(path) = &arguments.json {
+        let output = serde_json::json!({
+            "n": n,
+            "norm": arguments.norm,
+            "attack": attack.describe(),
+            "sweep": rows,
+        });
         write(path, &serde_json::to_vec_pretty(&output)?)?;
     }
     Ok(())

@@ -1,5 +1,5 @@
-//! Adversarial attacks against any [Burn](https://burn.dev) image classifier: FGSM, PGD and
-//! MI-FGSM for Linf and L2, and robust accuracy over a data set.
+//! Adversarial attacks against any [Burn](https://burn.dev) image classifier, from FGSM to
+//! AutoAttack, for Linf, L2 and L1, and robust accuracy over a data set.
 //!
 //! An attack is a value; the victim, the goal and the threat come at the call, and the answer is
 //! per sample.
@@ -39,6 +39,37 @@
 //! # }
 //! # Ok::<(), sat_attack::AttackError>(())
 //! ```
+//!
+//! The number that leaderboards compare is AutoAttack's, over a data set, in batches, with a state
+//! that a killed run resumes from:
+//!
+//! ```no_run
+//! # use burn::tensor::Tensor;
+//! # fn evaluate(
+//! #     victim: &sat_attack::Victim<'_>,
+//! #     batches: Vec<(Tensor<4>, Vec<usize>)>,
+//! # ) -> Result<(), sat_attack::AttackError> {
+//! use sat_attack::{AutoAttack, Evaluation, ThreatModel};
+//! use std::ops::ControlFlow;
+//!
+//! let (attack, threat) = (AutoAttack::standard(), ThreatModel::linf(8.0 / 255.0));
+//! let evaluation = Evaluation::new(victim, &attack, &threat).resume_from("aa.state");
+//! let report = evaluation.run(batches, |_| ControlFlow::Continue(()))?;
+//! report.lines().iter().for_each(|line| println!("{line}"));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! | attack | |
+//! |---|---|
+//! | [`Fgsm`], [`RFgsm`], [`NFgsm`] | one gradient |
+//! | [`Pgd`] | PGD, MI-FGSM and NI-FGSM |
+//! | [`Apgd`] | APGD-CE, APGD-DLR, APGD-T |
+//! | [`Fab`] | FAB, FAB-T, and minimal perturbations |
+//! | [`Square`] | no gradient |
+//! | [`AutoAttack`], [`Ensemble`] | several in turn |
+//! | [`Restarts`], [`Eot`], [`BothGradients`] | around any attack |
+//! | [`eps_sweep`], [`minimal_norm`] | over radii |
 //!
 //! # Rules
 //!

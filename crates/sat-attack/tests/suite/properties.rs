@@ -135,6 +135,32 @@ proptest! {
     }
 
     #[test]
+    fn on_a_linear_model_a_larger_ball_fools_at_least_as_many(
+        seed in 0..1000u64,
+        norm in norm(),
+        small in 0.001..0.2f64,
+        growth in 1.05..3.0f64,
+    ) {
+        let victim = linear(seed, 2);
+        let [c, h, w] = SHAPE;
+        let x = images(seed, [COUNT, c, h, w], 0.3, 0.7);
+        let goal = Goal::untargeted(victim.predict(x.clone()).unwrap());
+        // Scaled so that some fall and some do not in each norm.
+        let scale = match norm {
+            Norm::Linf => 1.0,
+            Norm::L2 => 5.0,
+            _ => 15.0,
+        };
+        for attack in [&Apgd::ce().steps(12) as &dyn Attack, &Fab::targeted().steps(5)] {
+            let fooled = |eps: f64| {
+                let threat = ThreatModel::new(norm, eps * scale);
+                attack.run(&victim, x.clone(), goal.clone(), &threat).unwrap().fooled()
+            };
+            prop_assert!(fooled(small * growth) >= fooled(small));
+        }
+    }
+
+    #[test]
     fn projection_lands_inside_and_leaves_inner_points_alone(
         seed in 0..1000u64,
         norm in norm(),
