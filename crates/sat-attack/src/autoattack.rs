@@ -184,7 +184,7 @@ impl AutoAttack {
     }
 
     fn ensemble(&self, norm: Norm) -> Ensemble<'static> {
-        let sparse = norm == Norm::L1 && self.version != Version::Plus;
+        let sparse = self.sparse(norm);
         let apgd = |apgd: Apgd| {
             let apgd = apgd
                 .steps(self.steps)
@@ -228,9 +228,14 @@ impl AutoAttack {
         ensemble
     }
 
+    /// Whether the official settings for L1 apply.
+    fn sparse(&self, norm: Norm) -> bool {
+        norm == Norm::L1 && matches!(self.version, Version::Standard | Version::Custom)
+    }
+
     /// Classes that APGD-T aims at.
     fn targets(&self, norm: Norm) -> usize {
-        if norm == Norm::L1 && self.version != Version::Plus { 5 } else { 9 }
+        if self.sparse(norm) { 5 } else { 9 }
     }
 
     /// The official checks of the model's output.

@@ -129,8 +129,13 @@ impl<A: Attack> Attack for BothGradients<'_, A> {
             let mut oracle = Oracle::new(victim, &Loss::CrossEntropy, dtype);
             oracle.add(made.cost);
             let mut judged = oracle.verdict(&batch, made.images)?;
-            (judged.stages, judged.flags) = (Vec::new(), made.flags);
             judged.cost.seconds += made.cost.seconds;
+            judged.flags = made.flags;
+            judged.stages = made.stages;
+            for stage in &mut judged.stages {
+                stage.name.push_str(" (other gradient)");
+                stage.fooled.retain(|&row| judged.success[row]);
+            }
             Ok(judged)
         })?;
         let mut result = merged.finish()?;
@@ -193,6 +198,17 @@ impl<'m> Merge<'m> {
         }
         self.gallery.put(&self.whole.select(&open), &more.images, &keep);
         self.result.cost += more.cost;
+        for mut stage in more.stages {
+            stage.fooled.iter_mut().for_each(|row| *row = open[*row]);
+            match self.result.stages.iter_mut().find(|known| known.name == stage.name) {
+                Some(known) => {
+                    known.attacked += stage.attacked;
+                    known.fooled.extend(stage.fooled);
+                    known.cost += stage.cost;
+                }
+                None => self.result.stages.push(stage),
+            }
+        }
         for flag in more.flags {
             flag.join(&mut self.result.flags);
         }

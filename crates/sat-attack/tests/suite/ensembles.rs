@@ -250,6 +250,16 @@ fn the_guard_reports_the_worst_of_both_gradients() {
     let worst = guard.run(&masked, x.clone(), goal.clone(), &threat).unwrap();
     assert_eq!(worst.success, true_one.success);
     assert_eq!(worst.flags, [Flag::TransferGained { points: true_one.fooled() }]);
+    // The attacks of an ensemble are told apart by gradient.
+    let ensemble = Ensemble::new().then("pgd", attack.clone());
+    let guard = BothGradients::new(ensemble, twin.clone());
+    let worst = guard.run(&masked, x.clone(), goal.clone(), &threat).unwrap();
+    let fooled: Vec<(&str, usize)> =
+        worst.stages.iter().map(|stage| (stage.name.as_str(), stage.fooled.len())).collect();
+    assert_eq!(fooled, [("pgd", 0), ("pgd (other gradient)", true_one.fooled())]);
+    for &row in &worst.stages[1].fooled {
+        assert!(worst.success[row]);
+    }
     // A model with nothing to hide raises nothing.
     let honest = BothGradients::new(attack, twin.clone()).run(&twin, x, goal, &threat).unwrap();
     assert_eq!(honest.flags, []);
