@@ -83,6 +83,28 @@ fn l2_and_l1_agree_with_torchattacks() {
     fab_agrees(&tiny, &data, Norm::L1, (7, 3.524_073, 10.482_969));
 }
 
+/// APGD in L1 from the clean image, against a PyTorch program of the official L1 rules.
+#[test]
+fn apgd_in_l1_agrees_with_the_official_rules() {
+    let Some(golden) = common::shared().map(|shared| shared.join("golden")) else { return };
+    let device = Device::flex();
+    let (tiny, cnn) = (mnist::tiny(&golden, &device), mnist::cnn(&golden, &device));
+    let (tiny, cnn) = (Victim::new(&tiny), Victim::new(&cnn));
+    let data = mnist::read_images(&golden, &device);
+    let known: [(&Victim<'_>, f64, usize, f64); 4] = [
+        (&tiny, 3.0, 4, 2.373_057),
+        (&tiny, 10.0, 2, 3.036_756),
+        (&cnn, 3.0, 20, 0.620_330),
+        (&cnn, 10.0, 16, 1.124_037),
+    ];
+    for (victim, eps, robust, loss) in known {
+        let report = run(victim, &from_clean(Apgd::ce()), &data, &ThreatModel::l1(eps));
+        println!("L1 {eps}: {} of {robust}, {:.6} of {loss}", report.robust_correct, report.adv_ce);
+        assert_eq!(report.robust_correct, robust);
+        assert!((report.adv_ce - loss).abs() < 1e-3);
+    }
+}
+
 #[test]
 #[ignore = "takes half a minute on two cores"]
 fn fab_agrees_with_torchattacks_on_the_mnist_cnn() {
