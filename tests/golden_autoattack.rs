@@ -77,6 +77,8 @@ fn l2_and_l1_agree_with_torchattacks() {
     for (victim, eps, robust, loss, tolerance) in apgd {
         let report = run(victim, &from_clean(Apgd::ce()), &data, &ThreatModel::l2(eps));
         println!("L2 {eps}: {} of {robust}, {:.6} of {loss}", report.robust_correct, report.adv_ce);
+        assert_eq!(report.robust_correct, robust);
+        assert!((report.adv_ce - loss).abs() < tolerance);
     }
 
     fab_agrees(&tiny, &data, Norm::L2, (8, 0.609_565, 1.292_150));
