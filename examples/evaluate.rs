@@ -1,25 +1,29 @@
-//! Robust accuracy of a network on a data set: clean, FGSM or PGD, with a record for each sample.
+//! Robust accuracy of a network on a data set, from FGSM to AutoAttack, with a record for each sample.
 //!
 //! `cargo run --release --example evaluate -- --model resnet20 --activation silu --weights W.safetensors
-//! --data cifar10-bin:test_batch.bin --attack pgd --eps 8/255 --steps 20 --json out.json`
+//! --data cifar10-bin:test_batch.bin --attack autoattack --eps 8/255 --state aa.state --json aa.json`
+//!
+//! `docs/evaluating.md` says which attack to use when.
 
 mod common;
 
+use burn::tensor::Tensor;
 use clap::{ArgAction, Parser, ValueEnum};
 use common::output::{check_writable, write};
 use indicatif::{ProgressBar, ProgressStyle};
 use sat::{
     attack::{
-        Attack, Fgsm, Identity, Norm, Pgd, RandomStart, Report, SampleRecord, ThreatModel, Victim,
-        evaluate,
+        Apgd, Attack, AutoAttack, BothGradients, Eot, Evaluation, Fab, FewClasses, Fgsm, Flag,
+        Goal, Identity, Loss, Member, NFgsm, Norm, Pgd, Pixels, RFgsm, RandomStart, Report,
+        Restarts, SampleRecord, Square, StageReport, ThreatModel, Victim, eps_sweep,
     },
-    core::{ActivationConfig, device::DeviceName},
+    core::{ActivationConfig, Gradient, device::DeviceName},
     models::{ModelName, ResNetConfig, load_safetensors, read_metadata, read_network},
     train::data::{DataSpec, ImageSet, Split},
 };
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-use std::{fs, io, ops::ControlFlow, path::PathBuf, process::ExitCode, time::Instant};
+use std::{fs, io, ops::ControlFlow, path::PathBuf, process::ExitCode};
 
 /// Measures clean and robust accuracy.
 #[derive(Parser, Debug)]
@@ -42,22 +46,48 @@ struct Arguments {
     /// The attack.
     #[arg(long, value_enum, default_value_t = AttackName::Pgd)]
     attack: AttackName,
-    /// The norm of the perturbation: linf or l2.
+    /// The norm of the perturbation: linf, l2 or l1.
     #[arg(long, default_value_t = Norm::Linf)]
     norm: Norm,
     /// The largest perturbation, for images in [0, 1].
     #[arg(long, default_value = "8/255", value_parser = common::eps, allow_hyphen_values = true)]
     eps: f64,
-    /// Gradient steps of PGD.
-    #[arg(long, default_value_t = 20)]
-    steps: usize,
+    /// In place of one eps: rising sizes such as 1/255,2/255,4/255. Prints how many images withstand
+    /// each; an image that falls to a small one is not attacked again.
+    #[arg(long, value_delimiter = ',', value_parser = common::eps, conflicts_with_all = ["state", "keep_images"])]
+    sweep: Vec<f64>,
+    /// Gradient steps. By default 20 for PGD, MI-FGSM and NI-FGSM, 100 for APGD, FAB and AutoAttack.
+    #[arg(long)]
+    steps: Option<usize>,
+    /// Queries of Square, alone and in AutoAttack.
+    #[arg(long, default_value_t = 5000)]
+    queries: usize,
+    /// The loss that FGSM, PGD and their kin follow.
+    #[arg(long, value_enum, default_value_t = LossName::Ce)]
+    loss: LossName,
+    /// Which AutoAttack.
+    #[arg(long, value_enum, default_value_t = VersionName::Standard)]
+    version: VersionName,
+    /// The attacks of `--version custom`, in order: apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square.
+    #[arg(long, value_delimiter = ',', required_if_eq("version", "custom"))]
+    attacks: Vec<Member>,
+    /// What the DLR losses do with fewer than 3 classes (APGD-T: 4): fail, or follow the margin.
+    #[arg(long, value_enum, default_value_t = FewClassesName::Refuse)]
+    few_classes: FewClassesName,
+    /// Gradients to average, for randomised models. AutoAttack's version rand brings its own 20.
+    #[arg(long, default_value_t = 1, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
+    eot: usize,
+    /// For an activation pair such as relu~psoftplus:10: attack by the pair's gradient alone, or also
+    /// by the true one, and report the worst.
+    #[arg(long, value_enum, default_value_t = GradientsName::Both)]
+    gradients: GradientsName,
     /// Length of a step of PGD, for images in [0, 1]; 2.5 eps/steps by default.
     #[arg(long, value_parser = common::eps, allow_hyphen_values = true)]
     step_size: Option<f64>,
     /// Whether PGD starts from a random point of the ball instead of the image.
     #[arg(long, default_value_t = true, action = ArgAction::Set)]
     random_start: bool,
-    /// Runs of PGD; each image keeps the worst.
+    /// Runs of the attack; each image keeps the worst.
     #[arg(long, default_value_t = 1)]
     restarts: usize,
     /// Let images leave PGD as soon as they are misclassified: faster, same or lower robust
@@ -83,6 +113,15 @@ struct Arguments {
     /// Where to compute: flex, or a backend this was built with (`--features cuda`, wgpu, ...).
     #[arg(long, default_value_t = DeviceName::Flex)]
     device: DeviceName,
+    /// Keep the state of the run in this file after each batch, and go on from it if it is there.
+    #[arg(long)]
+    state: Option<PathBuf>,
+    /// Keep the adversarial images in this folder, as NumPy arrays.
+    #[arg(long)]
+    keep_images: Option<PathBuf>,
+    /// How to keep them: exactly, or rounded to 8 bits and judged after rounding.
+    #[arg(long, value_enum, default_value_t = PixelsName::Float)]
+    pixels: PixelsName,
     /// Where to write the report.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -95,21 +134,81 @@ enum AttackName {
     None,
     /// The fast gradient sign method, one step of size eps.
     Fgsm,
+    /// FGSM from a random sign pattern of half the size.
+    RFgsm,
+    /// FGSM from uniform noise of twice the size.
+    NFgsm,
     /// Projected gradient descent.
     Pgd,
-    /// Not in this version.
+    /// PGD with momentum 1.
+    MiFgsm,
+    /// PGD with Nesterov momentum 1.
+    NiFgsm,
+    /// Auto-PGD on the cross-entropy.
     ApgdCe,
-    /// Not in this version.
+    /// Auto-PGD on the difference of logits ratio.
     ApgdDlr,
-    /// Not in this version.
+    /// Auto-PGD on the targeted difference of logits ratio.
+    ApgdT,
+    /// The fast adaptive boundary attack.
+    Fab,
+    /// FAB against one class at a time.
+    FabT,
+    /// Random search without gradients.
+    Square,
+    /// The ensemble that leaderboards use.
     Autoattack,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LossName {
+    /// Cross-entropy.
+    Ce,
+    /// Difference of logits ratio.
+    Dlr,
+    /// Margin of the best other class.
+    Margin,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum VersionName {
+    /// APGD-CE, APGD-T, FAB-T, Square.
+    Standard,
+    /// All six, with restarts.
+    Plus,
+    /// For randomised models.
+    Rand,
+    /// Those that --attacks names.
+    Custom,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum FewClassesName {
+    /// Fail.
+    Refuse,
+    /// Follow the margin instead.
+    Margin,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum GradientsName {
+    /// The worst of both gradients.
+    Both,
+    /// The gradient of the pair alone.
+    Pair,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum PixelsName {
+    /// As they are.
+    Float,
+    /// 256 levels.
+    Byte,
 }
 
 /// What can go wrong besides the libraries' own errors.
 #[derive(Debug, thiserror::Error)]
 enum EvaluateError {
-    #[error("attack `{0}` is not in this version; use none, fgsm or pgd")]
-    NotYet(String),
     #[error("{} does not say which network it is for; give --model and --activation", .0.display())]
     Unnamed(PathBuf),
     #[error("{}: metadata `{key}` is no list of numbers; give --mean and --std", path.display())]
@@ -150,6 +249,8 @@ struct Output<'a> {
     seconds: f64,
     forwards: u64,
     backwards: u64,
+    stages: &'a [StageReport],
+    flags: &'a [Flag],
     per_sample: &'a [SampleRecord],
 }
 
@@ -167,7 +268,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let (attack, settings) = attack(arguments)?;
+    let mut attack = attack(arguments);
     if arguments.limit == Some(0) {
         return Err(EvaluateError::NoImages.into());
     }
@@ -189,7 +290,37 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     if let Some((mean, std)) = &normalization {
         victim = victim.normalize(mean, std)?;
     }
+    let mut twin = None;
+    if activation.gradient != Gradient::Own && arguments.gradients == GradientsName::Both {
+        let own = network.clone().with_activation(activation.with_gradient(Gradient::Own));
+        twin = Some(load_safetensors(own.init(0, &device), &arguments.weights)?);
+    }
+    if let Some(twin) = &twin {
+        let mut twin = Victim::new(twin);
+        if let Some((mean, std)) = &normalization {
+            twin = twin.normalize(mean, std)?;
+        }
+        attack = Box::new(BothGradients::new(attack, twin));
+    }
     let threat = ThreatModel::new(arguments.norm, arguments.eps);
+    if !arguments.sweep.is_empty() {
+        let batches = data.batches(arguments.batch).map(|indices| data.batch(&indices, &device));
+        return sweep(arguments, &victim, attack.as_ref(), batches);
+    }
+    let weights_sha256: String =
+        Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut evaluation = Evaluation::new(&victim, attack.as_ref(), &threat)
+        .model(format!("{weights_sha256} {name} {activation}"));
+    if let Some(path) = &arguments.state {
+        evaluation = evaluation.resume_from(path);
+    }
+    if let Some(folder) = &arguments.keep_images {
+        let pixels = match arguments.pixels {
+            PixelsName::Float => Pixels::Float,
+            PixelsName::Byte => Pixels::Byte,
+        };
+        evaluation = evaluation.keep_images(folder, pixels);
+    }
 
     let bar = ProgressBar::new(data.len() as u64);
     if let Ok(style) =
@@ -197,14 +328,16 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     {
         bar.set_style(style.progress_chars("━━─"));
     }
-    let started = Instant::now();
     let batches = data.batches(arguments.batch).map(|indices| data.batch(&indices, &device));
-    let report = evaluate(&victim, attack.as_ref(), batches, &threat, |report| {
+    let report = evaluation.run(batches, |report| {
         bar.set_position(report.n as u64);
         bar.set_message(summary(report));
         ControlFlow::Continue(())
     })?;
     bar.finish_and_clear();
+    if !(report.stages.is_empty() && report.flags.is_empty()) {
+        report.lines().iter().for_each(|line| println!("{line}"));
+    }
     println!("{}", summary(&report));
     println!(
         "cross-entropy: clean {:.6}, adversarial {:.6}; {} forwards, {} backwards, {:.1} s",
@@ -212,9 +345,11 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         report.adv_ce,
         report.cost.forwards,
         report.cost.backwards,
-        started.elapsed().as_secs_f64()
+        report.cost.seconds
     );
     if let Some(path) = &arguments.json {
+        let described = attack.describe();
+        let settings = described.get("settings").cloned().unwrap_or(described);
         let output = Output {
             n: report.n,
             clean_correct: report.clean_correct,
@@ -233,14 +368,62 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
             activation,
             mean: normalization.as_ref().map(|(mean, _)| mean.as_slice()),
             std: normalization.as_ref().map(|(_, std)| std.as_slice()),
-            weights_sha256: Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect(),
+            weights_sha256,
             data: arguments.data.to_string(),
             device: arguments.device.to_string(),
-            seconds: started.elapsed().as_secs_f64(),
+            seconds: report.cost.seconds,
             forwards: report.cost.forwards,
             backwards: report.cost.backwards,
+            stages: &report.stages,
+            flags: &report.flags,
             per_sample: &report.per_sample,
         };
+        write(path, &serde_json::to_vec_pretty(&output)?)?;
+    }
+    Ok(())
+}
+
+/// The images that withstand an attack of one size.
+#[derive(Serialize)]
+struct SweepRow {
+    eps: f64,
+    robust_correct: usize,
+    forwards: u64,
+    backwards: u64,
+}
+
+/// Attacks at each size in turn.
+fn sweep(
+    arguments: &Arguments,
+    victim: &Victim<'_>,
+    attack: &dyn Attack,
+    batches: impl Iterator<Item = (Tensor<4>, Vec<usize>)>,
+) -> Result<(), Failure> {
+    let threat = ThreatModel::new(arguments.norm, 0.0);
+    let row = |&eps| SweepRow { eps, robust_correct: 0, forwards: 0, backwards: 0 };
+    let mut rows: Vec<SweepRow> = arguments.sweep.iter().map(row).collect();
+    let mut n = 0;
+    for (images, labels) in batches {
+        let goal = Goal::untargeted(labels.as_slice()).numbered_from(n as u64);
+        n += labels.len();
+        let points = eps_sweep(attack, victim, images, &goal, &threat, &arguments.sweep)?;
+        for (row, point) in rows.iter_mut().zip(points) {
+            row.robust_correct += point.success.iter().filter(|&&fooled| !fooled).count();
+            row.forwards += point.cost.forwards;
+            row.backwards += point.cost.backwards;
+        }
+    }
+    println!("| eps ({}) | robust of {n} |\n|---:|---:|", arguments.norm);
+    for row in &rows {
+        println!("| {:.5} | {} |", row.eps, row.robust_correct);
+    }
+    if let Some(path) = &arguments.json {
+        let output = serde_json::json!({
+            "n": n,
+            "norm": arguments.norm,
+            "attack": attack.describe(),
+            "sweep": rows,
+        });
         write(path, &serde_json::to_vec_pretty(&output)?)?;
     }
     Ok(())
@@ -257,37 +440,99 @@ fn summary(report: &Report) -> String {
     )
 }
 
-fn attack(arguments: &Arguments) -> Result<(Box<dyn Attack>, serde_json::Value), Failure> {
-    Ok(match arguments.attack {
-        AttackName::None => (Box::new(Identity), serde_json::to_value(Identity)?),
-        AttackName::Fgsm => {
-            let fgsm = Fgsm::default();
-            let settings = serde_json::to_value(&fgsm)?;
-            (Box::new(fgsm), settings)
+fn attack(arguments: &Arguments) -> Box<dyn Attack> {
+    let seed = arguments.seed;
+    let loss = match arguments.loss {
+        LossName::Ce => Loss::CrossEntropy,
+        LossName::Dlr => Loss::Dlr,
+        LossName::Margin => Loss::Margin,
+    };
+    let few_classes = match arguments.few_classes {
+        FewClassesName::Refuse => FewClasses::Refuse,
+        FewClassesName::Margin => FewClasses::Margin,
+    };
+    let random_start =
+        if arguments.random_start { RandomStart::Always } else { RandomStart::Never };
+    let pgd = |pgd: Pgd| {
+        let mut pgd = pgd
+            .steps(arguments.steps.unwrap_or(20))
+            .random_start(random_start)
+            .restarts(arguments.restarts)
+            .loss(loss.clone())
+            .seed(seed);
+        if let Some(size) = arguments.step_size {
+            pgd = pgd.step_size(size);
         }
-        AttackName::Pgd => {
-            let start =
-                if arguments.random_start { RandomStart::Always } else { RandomStart::Never };
-            let mut pgd = Pgd::default()
-                .steps(arguments.steps)
-                .random_start(start)
-                .restarts(arguments.restarts)
-                .seed(arguments.seed);
-            if let Some(size) = arguments.step_size {
-                pgd = pgd.step_size(size);
-            }
-            if arguments.stop_when_fooled {
-                pgd = pgd.stop_when_fooled();
-            }
-            let settings = serde_json::to_value(&pgd)?;
-            (Box::new(pgd), settings)
+        if arguments.stop_when_fooled {
+            pgd = pgd.stop_when_fooled();
         }
-        AttackName::ApgdCe | AttackName::ApgdDlr | AttackName::Autoattack => {
-            let name = arguments.attack.to_possible_value();
-            let name = name.map_or_else(String::new, |value| value.get_name().to_owned());
-            return Err(EvaluateError::NotYet(name).into());
+        finish(arguments, pgd)
+    };
+    let apgd = |apgd: Apgd| {
+        let mut apgd = apgd
+            .steps(arguments.steps.unwrap_or(100))
+            .random_start(random_start)
+            .restarts(arguments.restarts)
+            .few_classes(few_classes)
+            .seed(seed);
+        if arguments.stop_when_fooled {
+            apgd = apgd.stop_when_fooled();
         }
-    })
+        finish(arguments, apgd)
+    };
+    let fab = |fab: Fab| {
+        let steps = arguments.steps.unwrap_or(100);
+        finish(arguments, fab.steps(steps).restarts(arguments.restarts).seed(seed))
+    };
+    match arguments.attack {
+        AttackName::None => Box::new(Identity),
+        AttackName::Fgsm => finish(arguments, Fgsm::default().loss(loss)),
+        AttackName::RFgsm => again(arguments, RFgsm::default().loss(loss).seed(seed)),
+        AttackName::NFgsm => again(arguments, NFgsm::default().loss(loss).seed(seed)),
+        AttackName::Pgd => pgd(Pgd::default()),
+        AttackName::MiFgsm => pgd(Pgd::default().momentum(1.0)),
+        AttackName::NiFgsm => pgd(Pgd::default().nesterov(1.0)),
+        AttackName::ApgdCe => apgd(Apgd::ce()),
+        AttackName::ApgdDlr => apgd(Apgd::dlr()),
+        AttackName::ApgdT => apgd(Apgd::targeted()),
+        AttackName::Fab => fab(Fab::default()),
+        AttackName::FabT => fab(Fab::targeted()),
+        AttackName::Square => {
+            let square = Square::default().queries(arguments.queries);
+            Box::new(square.restarts(arguments.restarts).seed(seed))
+        }
+        AttackName::Autoattack => {
+            let version = match arguments.version {
+                VersionName::Standard => AutoAttack::standard(),
+                VersionName::Plus => AutoAttack::plus(),
+                VersionName::Rand => AutoAttack::rand(),
+                VersionName::Custom => AutoAttack::custom(arguments.attacks.clone()),
+            };
+            let attack = version
+                .steps(arguments.steps.unwrap_or(100))
+                .queries(arguments.queries)
+                .few_classes(few_classes)
+                .seed(seed)
+                .log(|line| eprintln!("{line}"));
+            again(arguments, attack)
+        }
+    }
+}
+
+/// With the restarts of the command line, for attacks that have none of their own.
+fn again(arguments: &Arguments, attack: impl Attack + 'static) -> Box<dyn Attack> {
+    match arguments.restarts {
+        1 => finish(arguments, attack),
+        runs => finish(arguments, Restarts::new(attack, runs)),
+    }
+}
+
+/// With the averaged gradients of the command line.
+fn finish(arguments: &Arguments, attack: impl Attack + 'static) -> Box<dyn Attack> {
+    match arguments.eot {
+        1 => Box::new(attack),
+        passes => Box::new(Eot::new(attack, passes)),
+    }
 }
 
 /// Mean and standard deviation of each channel.

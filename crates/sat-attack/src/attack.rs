@@ -2,8 +2,9 @@ use std::ops::AddAssign;
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use crate::{AttackError, Goal, ThreatModel, Victim};
+use crate::{AttackError, Flag, Goal, ThreatModel, Victim};
 
 /// An attack: a value holding its settings. Victim, images, goal and threat come at the call.
 pub trait Attack {
@@ -39,6 +40,38 @@ pub trait Attack {
     ) -> Result<Tensor<4>, AttackError> {
         Ok(self.run(victim, images, goal, threat)?.images)
     }
+
+    /// Name and settings, for reports and to tell whether a state file belongs to this attack. By
+    /// default the name of the type.
+    fn describe(&self) -> Value {
+        Value::from(std::any::type_name::<Self>())
+    }
+}
+
+impl<A: Attack + ?Sized> Attack for Box<A> {
+    fn run(
+        &self,
+        victim: &Victim<'_>,
+        images: Tensor<4>,
+        goal: Goal,
+        threat: &ThreatModel,
+    ) -> Result<Adversarial, AttackError> {
+        (**self).run(victim, images, goal, threat)
+    }
+
+    fn perturb(
+        &self,
+        victim: &Victim<'_>,
+        images: Tensor<4>,
+        goal: Goal,
+        threat: &ThreatModel,
+    ) -> Result<Tensor<4>, AttackError> {
+        (**self).perturb(victim, images, goal, threat)
+    }
+
+    fn describe(&self) -> Value {
+        (**self).describe()
+    }
 }
 
 /// What an attack did to a batch, sample by sample.
@@ -54,6 +87,23 @@ pub struct Adversarial {
     pub predictions: Vec<usize>,
     /// Cross-entropy of the adversarial image by the label or target, in nats.
     pub loss: Vec<f32>,
+    /// What it took.
+    pub cost: Cost,
+    /// What came of each attack of an ensemble, in order; empty for a single attack.
+    pub stages: Vec<Stage>,
+    /// Reasons to doubt the result.
+    pub flags: Vec<Flag>,
+}
+
+/// One attack of an ensemble, on one batch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stage {
+    /// Its name.
+    pub name: String,
+    /// Number of samples it was given: those that withstood the attacks before it.
+    pub attacked: usize,
+    /// The samples it fooled, as rows of the batch.
+    pub fooled: Vec<usize>,
     /// What it took.
     pub cost: Cost,
 }
@@ -89,6 +139,12 @@ pub struct Cost {
     pub backwards: u64,
     /// Wall-clock time in seconds.
     pub seconds: f64,
+}
+
+/// The settings of an attack as JSON, under its name.
+pub(crate) fn description(name: &str, settings: &impl Serialize) -> Value {
+    // Serialising plain settings cannot fail; a custom implementation that does shows as null.
+    serde_json::json!({ "name": name, "settings": serde_json::to_value(settings).ok() })
 }
 
 impl AddAssign for Cost {

@@ -1,12 +1,15 @@
 //! What all attacks share: the samples still under attack, and the counted questions to the model.
 
+use std::cell::RefCell;
 use std::time::Instant;
 
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 
 use crate::goal::Aim;
 use crate::loss::{cross_entropy_of, widen};
+use crate::pgd::RandomStart;
 use crate::project::{Ball, first_non_finite};
+use crate::rng::{Purpose, Stream};
 use crate::victim::{LogitRows, argmax};
 use crate::{Adversarial, AttackError, Cost, Goal, Loss, ThreatModel, Victim};
 
@@ -43,11 +46,101 @@ impl Batch {
         Ok(Self {
             ball,
             positions: (0..count).collect(),
-            samples: (goal.first..).take(count).collect(),
+            samples: goal.samples,
             aim: goal.aim,
             class_tensor: int_tensor(indices, &device),
             classes: goal.classes,
         })
+    }
+
+    /// Refuses a targeted goal, for attacks that work on the label's boundary.
+    pub(crate) fn require_untargeted(&self, attack: &'static str) -> Result<(), AttackError> {
+        match self.aim {
+            Aim::Untargeted => Ok(()),
+            Aim::Targeted => Err(AttackError::UnsupportedGoal { attack }),
+        }
+    }
+
+    /// The label or target of each sample. Checked against the classes once the model has run.
+    pub(crate) fn classes(&self) -> impl Iterator<Item = usize> {
+        self.classes.iter().map(|&class| class as usize)
+    }
+
+    pub(crate) fn class_tensor(&self) -> Tensor<1, Int> {
+        self.class_tensor.clone()
+    }
+
+    /// The value to raise, for losses by the label or target.
+    pub(crate) fn signed(&self, loss: Tensor<1>) -> Tensor<1> {
+        match self.aim {
+            Aim::Untargeted => loss,
+            Aim::Targeted => loss.neg(),
+        }
+    }
+
+    /// For each row of logits the margin to bring down, and whether the sample is fooled.
+    pub(crate) fn margins(&self, rows: &LogitRows) -> Vec<(f32, bool)> {
+        rows.iter()
+            .zip(&self.classes)
+            .map(|(row, &class)| {
+                let others = row.iter().enumerate().filter(|(k, _)| *k as i64 != class);
+                let rival = others.map(|(_, &z)| z).fold(f32::NEG_INFINITY, f32::max);
+                let margin = row[class as usize] - rival;
+                let margin = match self.aim {
+                    Aim::Untargeted => margin,
+                    Aim::Targeted => -margin,
+                };
+                (margin, self.aim.reached(class, argmax(row)))
+            })
+            .collect()
+    }
+
+    /// 1 where the attacker raises the loss, -1 where it lowers it.
+    pub(crate) fn sign(&self) -> f32 {
+        match self.aim {
+            Aim::Untargeted => 1.0,
+            Aim::Targeted => -1.0,
+        }
+    }
+
+    /// Class numbers as a tensor on this batch's device.
+    pub(crate) fn int_tensor(&self, classes: &[usize]) -> Tensor<1, Int> {
+        row_tensor(classes, &self.class_tensor.device())
+    }
+
+    /// Where a restart begins: the clean images, or random points.
+    pub(crate) fn random_or_clean(
+        &self,
+        random_start: RandomStart,
+        seed: u64,
+        restart: u64,
+        first: u64,
+    ) -> Tensor<4> {
+        let random = match random_start {
+            RandomStart::Never => false,
+            RandomStart::Always => true,
+            RandomStart::WithProbability(p) => {
+                Stream::new(seed, restart, first, Purpose::StartDraw).uniform() < p
+            }
+        };
+        if random { self.ball.random(seed, restart, &self.samples) } else { self.ball.centre() }
+    }
+
+    /// Takes the images at `rows` from `new`, the others from `old`.
+    pub(crate) fn replace(&self, old: Tensor<4>, new: &Tensor<4>, rows: &[usize]) -> Tensor<4> {
+        if rows.is_empty() {
+            return old;
+        }
+        if rows.len() == self.len() {
+            return new.clone();
+        }
+        let mut mask = vec![false; self.len()];
+        for &row in rows {
+            mask[row] = true;
+        }
+        let shape = [self.len(), 1, 1, 1];
+        let mask = Tensor::<4, Bool>::from_data(TensorData::new(mask, shape), &new.device());
+        old.mask_where(mask.expand(new.shape()), new.clone())
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -65,6 +158,11 @@ impl Batch {
             classes: pick(&self.classes, rows),
             class_tensor: self.class_tensor.clone().select(0, tensor),
         }
+    }
+
+    /// The same samples in a ball of `factor` times the radius.
+    pub(crate) fn widened(&self, factor: f64) -> Self {
+        Self { ball: self.ball.scaled(factor), ..self.clone() }
     }
 
     /// `rows` as an index tensor for this batch's device.
@@ -132,14 +230,45 @@ impl<'a> Oracle<'a> {
         batch: &Batch,
         images: Tensor<4>,
     ) -> Result<(Tensor<2>, Tensor<4>), AttackError> {
-        self.cost.forwards += batch.len() as u64;
-        self.cost.backwards += batch.len() as u64;
+        let pass = {
+            let loss = self.loss;
+            self.pass(batch, images, |logits| {
+                Ok(batch.signed(loss.per_sample(logits, batch.class_tensor())?))
+            })?
+        };
+        Ok((pass.logits, pass.gradient))
+    }
+
+    /// Logits, values and gradient of any objective, one value per sample.
+    pub(crate) fn pass(
+        &mut self,
+        batch: &Batch,
+        images: Tensor<4>,
+        objective: impl Fn(Tensor<2>) -> Result<Tensor<1>, AttackError>,
+    ) -> Result<Pass, AttackError> {
+        let passes = (batch.len() * self.victim.passes()) as u64;
+        self.cost.forwards += passes;
+        self.cost.backwards += passes;
         let images = images.cast(self.dtype);
+        let values = RefCell::new(None);
         let (logits, gradient) = self.victim.input_gradient(images, |logits| {
             batch.check_classes(logits.dims()[1])?;
-            self.objective(batch, logits)
+            let objective = objective(logits)?;
+            values.replace(Some(objective.clone().without_autodiff()));
+            Ok(objective)
         })?;
-        Ok((logits, widen(gradient)))
+        let values = values.into_inner().ok_or(AttackError::NoGradient)?;
+        Ok(Pass { logits, values, gradient: widen(gradient) })
+    }
+
+    /// Adds the work of another attack.
+    pub(crate) fn add(&mut self, cost: Cost) {
+        self.cost.forwards += cost.forwards;
+        self.cost.backwards += cost.backwards;
+    }
+
+    pub(crate) fn cost(&self) -> Cost {
+        Cost { seconds: self.started.elapsed().as_secs_f64(), ..self.cost }
     }
 
     /// The value to raise, per sample.
@@ -148,11 +277,7 @@ impl<'a> Oracle<'a> {
         batch: &Batch,
         logits: Tensor<2>,
     ) -> Result<Tensor<1>, AttackError> {
-        let loss = self.loss.per_sample(logits, batch.class_tensor.clone())?;
-        Ok(match batch.aim {
-            Aim::Untargeted => loss,
-            Aim::Targeted => loss.neg(),
-        })
+        Ok(batch.signed(self.loss.per_sample(logits, batch.class_tensor())?))
     }
 
     /// Which samples the logits show to be fooled.
@@ -190,8 +315,24 @@ impl<'a> Oracle<'a> {
             .map(|(row, &class)| cross_entropy_of(row, class as usize))
             .collect();
         self.cost.seconds = self.started.elapsed().as_secs_f64();
-        Ok(Adversarial { images, success, predictions, loss, cost: self.cost })
+        Ok(Adversarial {
+            images,
+            success,
+            predictions,
+            loss,
+            cost: self.cost,
+            stages: Vec::new(),
+            flags: Vec::new(),
+        })
     }
+}
+
+/// What one forward and backward pass gives.
+pub(crate) struct Pass {
+    pub(crate) logits: Tensor<2>,
+    /// The objective, per sample.
+    pub(crate) values: Tensor<1>,
+    pub(crate) gradient: Tensor<4>,
 }
 
 /// Refuses a gradient with a NaN or an infinity.
@@ -202,7 +343,7 @@ pub(crate) fn check_gradient(batch: &Batch, gradient: &Tensor<4>) -> Result<(), 
     }
 }
 
-fn read(batch: &Batch, logits: Tensor<2>) -> Result<LogitRows, AttackError> {
+pub(crate) fn read(batch: &Batch, logits: Tensor<2>) -> Result<LogitRows, AttackError> {
     LogitRows::read(logits).map_err(|error| match error {
         AttackError::NonFiniteLogits { sample: row } => {
             AttackError::NonFiniteLogits { sample: batch.positions[row] }
@@ -244,12 +385,17 @@ impl Gallery {
     }
 }
 
+/// Rows that are true, rows that are false.
+pub(crate) fn split(flags: &[bool]) -> (Vec<usize>, Vec<usize>) {
+    (0..flags.len()).partition(|&row| flags[row])
+}
+
 fn int_tensor(values: Vec<i64>, device: &Device) -> Tensor<1, Int> {
     let shape = [values.len()];
     Tensor::from_data(TensorData::new(values, shape), device)
 }
 
-fn row_tensor(rows: &[usize], device: &Device) -> Tensor<1, Int> {
+pub(crate) fn row_tensor(rows: &[usize], device: &Device) -> Tensor<1, Int> {
     // Row numbers count tensors in memory, far below i64::MAX.
     int_tensor(rows.iter().map(|&row| row as i64).collect(), device)
 }

@@ -1,4 +1,9 @@
+use std::io;
+use std::path::PathBuf;
+
 use burn::tensor::TensorReadError;
+
+use crate::Norm;
 
 /// What can go wrong in this crate.
 ///
@@ -28,6 +33,26 @@ pub enum AttackError {
         eps: usize,
         /// Number of images.
         images: usize,
+    },
+
+    /// The number of masks differs from the number of images.
+    #[error("{masks} masks for {images} images: give one mask per image")]
+    MaskCount {
+        /// Number of masks.
+        masks: usize,
+        /// Number of images.
+        images: usize,
+    },
+
+    /// A mask does not have one flag per pixel value.
+    #[error("the mask of sample {sample} has {flags} flags for {values} pixel values")]
+    MaskLength {
+        /// The sample.
+        sample: usize,
+        /// Flags of its mask.
+        flags: usize,
+        /// Pixel values of an image.
+        values: usize,
     },
 
     /// The pixel bounds are not finite or not in ascending order.
@@ -189,6 +214,68 @@ pub enum AttackError {
         sample: usize,
         /// The first such value.
         value: f64,
+    },
+
+    /// The loss compares more logits than the model has.
+    #[error(
+        "the {loss} loss needs at least {needs} classes, the model has {classes}: use another \
+         loss, or ask for the margin with `FewClasses::Margin`"
+    )]
+    TooFewClasses {
+        /// Name of the loss.
+        loss: &'static str,
+        /// Classes it needs.
+        needs: usize,
+        /// Classes of the model.
+        classes: usize,
+    },
+
+    /// The attack is not defined for the norm of the threat.
+    #[error("{attack} is not defined for the {norm} norm")]
+    UnsupportedNorm {
+        /// Name of the attack.
+        attack: &'static str,
+        /// The norm.
+        norm: Norm,
+    },
+
+    /// The attack chooses targets itself, or measures a distance to the label's boundary.
+    #[error("{attack} attacks the label: use `Goal::untargeted`")]
+    UnsupportedGoal {
+        /// Name of the attack.
+        attack: &'static str,
+    },
+
+    /// The state of an earlier run cannot be read, or the new one cannot be written.
+    #[error("cannot {action} {}: {source}; what was there before is untouched", path.display())]
+    StateFile {
+        /// `read` or `write`.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+
+    /// The file is not a state of an evaluation.
+    #[error("{} is not a state of an evaluation: {reason}; it is left as it is", path.display())]
+    StateFormat {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+
+    /// The state belongs to another evaluation.
+    #[error(
+        "{} belongs to another evaluation: its {what} differs; it is left as it is. Name another \
+         state file, or remove this one", path.display()
+    )]
+    StateOfAnother {
+        /// The file.
+        path: PathBuf,
+        /// What differs.
+        what: &'static str,
     },
 
     /// The device failed to compute or to hand back a result.

@@ -1,10 +1,15 @@
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::batch::{Batch, Oracle};
-use crate::{Attack, AttackError, Cost, Goal, Labels, Loss, ThreatModel, Victim};
+use crate::loss::widen;
+use crate::state::{Checksum, State, save_images};
+use crate::{
+    Adversarial, Attack, AttackError, Cost, Flag, Goal, Labels, Loss, Stage, ThreatModel, Victim,
+};
 
 /// Clean and robust accuracy over a data set, with a record for each sample.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -26,8 +31,27 @@ pub struct Report {
     pub per_sample: Vec<SampleRecord>,
     /// What it took, the clean forward passes included.
     pub cost: Cost,
+    /// What came of each attack of an ensemble, in order; empty for a single attack.
+    #[serde(default)]
+    pub stages: Vec<StageReport>,
+    /// Reasons to doubt the result.
+    #[serde(default)]
+    pub flags: Vec<Flag>,
     /// Whether all batches were evaluated; false when the callback stopped early.
     pub complete: bool,
+}
+
+/// One attack of an ensemble, over the data set.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StageReport {
+    /// Its name.
+    pub name: String,
+    /// Samples it was given: those that withstood the attacks before it.
+    pub attacked: usize,
+    /// Samples it fooled.
+    pub fooled: usize,
+    /// What it took.
+    pub cost: Cost,
 }
 
 /// What became of one sample.
@@ -45,6 +69,9 @@ pub struct SampleRecord {
     pub robust: bool,
     /// Cross-entropy of the adversarial image by the label, in nats.
     pub adv_ce: f32,
+    /// The attack of an ensemble that fooled it first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fooled_by: Option<String>,
 }
 
 impl Report {
@@ -64,50 +91,241 @@ impl Report {
         self.fraction(self.worst_case_correct)
     }
 
+    /// The lines that the official AutoAttack prints about a whole data set: the accuracies without
+    /// an attack and after each, and the flags.
+    pub fn lines(&self) -> Vec<String> {
+        let percent = |count: usize| 100.0 * self.fraction(count);
+        let mut robust = self.clean_correct;
+        let mut seconds = 0.0;
+        let mut lines = vec![format!("initial accuracy: {:.2}%", percent(robust))];
+        for stage in &self.stages {
+            robust -= stage.fooled;
+            seconds += stage.cost.seconds;
+            lines.push(format!(
+                "robust accuracy after {}: {:.2}% (total time {seconds:.1} s)",
+                stage.name.to_uppercase(),
+                percent(robust),
+            ));
+        }
+        lines.extend(self.flags.iter().map(|flag| format!("Warning: {flag}")));
+        lines.push(format!("robust accuracy: {:.2}%", percent(self.worst_case_correct)));
+        lines
+    }
+
+    fn add_stages(&mut self, stages: &[Stage]) {
+        for stage in stages {
+            let known = self.stages.iter_mut().find(|known| known.name == stage.name);
+            let report = match known {
+                Some(report) => report,
+                None => {
+                    self.stages.push(StageReport {
+                        name: stage.name.clone(),
+                        attacked: 0,
+                        fooled: 0,
+                        cost: Cost::default(),
+                    });
+                    let last = self.stages.len() - 1;
+                    &mut self.stages[last]
+                }
+            };
+            report.attacked += stage.attacked;
+            report.fooled += stage.fooled.len();
+            report.cost += stage.cost;
+        }
+    }
+
+    /// Raises the flag of Square, as the official implementation does: more than 0.2 % of all
+    /// samples, and another attack before it.
+    fn check_square(&mut self) {
+        let square = self.stages.iter().position(|stage| stage.name == "square");
+        if let Some(place) = square.filter(|&place| place > 0) {
+            let gained = self.fraction(self.stages[place].fooled);
+            self.flags.retain(|flag| !matches!(flag, Flag::SquareGained { .. }));
+            if gained > 0.002 {
+                self.flags.push(Flag::SquareGained { gained });
+            }
+        }
+    }
+
     fn fraction(&self, count: usize) -> f64 {
         count as f64 / self.n.max(1) as f64
     }
 }
 
-/// Measures clean and robust accuracy: attacks every sample, untargeted, batch by batch.
-///
-/// `batches` yields images `[n, c, h, w]` with their labels. Samples are numbered through the
-/// batches, so the result does not depend on the batch size, but for attacks that draw once a batch. Per-sample eps are those of the whole
-/// data set, in its order. After each batch `progress` sees the report so far;
-/// [`ControlFlow::Break`] ends the evaluation and returns it. No batches give an empty report.
+/// Measures clean and robust accuracy: attacks every sample, untargeted, batch by batch. A shorthand
+/// for [`Evaluation`] without its options.
 ///
 /// # Errors
 ///
-/// Any [`AttackError`]; sample numbers in it count within the batch.
+/// As [`Evaluation::run`].
 pub fn evaluate<L: Into<Labels>>(
     victim: &Victim<'_>,
     attack: &dyn Attack,
     batches: impl IntoIterator<Item = (Tensor<4>, L)>,
     threat: &ThreatModel,
-    mut progress: impl FnMut(&Report) -> ControlFlow<()>,
+    progress: impl FnMut(&Report) -> ControlFlow<()>,
 ) -> Result<Report, AttackError> {
-    let mut report = Report::default();
-    for (images, labels) in batches {
+    Evaluation::new(victim, attack, threat).run(batches, progress)
+}
+
+/// How adversarial images are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pixels {
+    /// As they are: f64 for f64 images, else f32.
+    Float,
+    /// Rounded to 256 levels between the bounds. What is reported is measured on the rounded images:
+    /// an image that rounding takes out of the ball is replaced by the clean one.
+    Byte,
+}
+
+/// The evaluation of a model on a data set.
+#[derive(Clone)]
+pub struct Evaluation<'e> {
+    victim: &'e Victim<'e>,
+    attack: &'e dyn Attack,
+    threat: &'e ThreatModel,
+    model: String,
+    state: Option<PathBuf>,
+    images: Option<(PathBuf, Pixels)>,
+}
+
+impl<'e> Evaluation<'e> {
+    /// An evaluation that keeps nothing. Per-sample eps are those of the whole data set, in its
+    /// order.
+    pub fn new(victim: &'e Victim<'e>, attack: &'e dyn Attack, threat: &'e ThreatModel) -> Self {
+        Self { victim, attack, threat, model: String::new(), state: None, images: None }
+    }
+
+    /// Names the model, such as the SHA-256 sum of its weights, so that a state file of another
+    /// model is told apart (default: an empty name).
+    pub fn model(mut self, name: impl Into<String>) -> Self {
+        self.model = name.into();
+        self
+    }
+
+    /// Keeps the state of the run in this JSON file, written anew after each batch (beside it,
+    /// flushed and renamed), and goes on from it if it is there. A run that is killed loses at most
+    /// one batch and ends with the report of an uninterrupted one, but for the seconds.
+    ///
+    /// The state knows its attack and settings, threat, model name, images and labels, and the
+    /// logits of the first image.
+    pub fn resume_from(mut self, path: impl Into<PathBuf>) -> Self {
+        self.state = Some(path.into());
+        self
+    }
+
+    /// Keeps the adversarial images in this folder as NumPy arrays `[n, c, h, w]`, one file for each
+    /// batch, named after its first sample: `000000.npy`. `np.load` reads them.
+    pub fn keep_images(mut self, folder: impl Into<PathBuf>, pixels: Pixels) -> Self {
+        self.images = Some((folder.into(), pixels));
+        self
+    }
+
+    /// Attacks all batches.
+    ///
+    /// `batches` yields images `[n, c, h, w]` with their labels. Samples are numbered through the
+    /// batches, so the result does not depend on the batch size, but for attacks that draw once a
+    /// batch. After each batch `progress` sees the report so far; [`ControlFlow::Break`] ends the
+    /// evaluation and returns it. No batches give an empty report.
+    ///
+    /// # Errors
+    ///
+    /// Any [`AttackError`]; sample numbers in it count within the batch.
+    pub fn run<L: Into<Labels>>(
+        &self,
+        batches: impl IntoIterator<Item = (Tensor<4>, L)>,
+        mut progress: impl FnMut(&Report) -> ControlFlow<()>,
+    ) -> Result<Report, AttackError> {
+        let mut state = State::new(&self.model, self.attack.describe(), self.threat.clone());
+        let mut done = 0;
+        if let Some(path) = &self.state {
+            match State::read(path)? {
+                Some(old) => {
+                    old.same_run(&state, path)?;
+                    done = old.report.n;
+                    state = old;
+                }
+                // Says now that it cannot be written, not after the first batch.
+                None => state.write(path)?,
+            }
+        }
+        let mut seen = 0;
+        let mut checksum = Checksum::new();
+        for (images, labels) in batches {
+            let [count, ..] = images.dims();
+            let images = images.without_autodiff();
+            let goal = Goal::untargeted(labels).numbered_from(seen as u64);
+            if let Some(path) = &self.state {
+                if seen == 0 {
+                    state.check_logits(self.victim, &images, path)?;
+                }
+                // What the state has done is compared, the rest is added.
+                let known = done.saturating_sub(seen).min(count);
+                checksum.add(&images, &goal, 0..known)?;
+                if known > 0 && seen + known == done {
+                    state.check_images(checksum, path)?;
+                }
+                checksum.add(&images, &goal, known..count)?;
+                if known == count {
+                    seen += count;
+                    continue;
+                }
+                if known > 0 {
+                    let rows: Vec<usize> = (known..count).collect();
+                    let index = crate::batch::row_tensor(&rows, &images.device());
+                    self.batch(images.select(0, index), goal.select(&rows), &mut state.report)?;
+                } else {
+                    self.batch(images, goal, &mut state.report)?;
+                }
+                state.images = checksum;
+                state.write(path)?;
+            } else {
+                self.batch(images, goal, &mut state.report)?;
+            }
+            seen += count;
+            if progress(&state.report).is_break() {
+                return Ok(state.report);
+            }
+        }
+        if let Some(path) = self.state.as_ref().filter(|_| seen < done) {
+            return Err(AttackError::StateOfAnother { path: path.clone(), what: "data set" });
+        }
+        state.report.complete = true;
+        if let Some(path) = &self.state {
+            state.write(path)?;
+        }
+        Ok(state.report)
+    }
+
+    /// Attacks one batch and adds it to the report.
+    fn batch(&self, images: Tensor<4>, goal: Goal, report: &mut Report) -> Result<(), AttackError> {
         let [count, ..] = images.dims();
-        let threat = threat.slice(report.n..report.n + count)?;
-        let goal = Goal::untargeted(labels).numbered_from(report.n as u64);
-
+        let threat = self.threat.slice(report.n..report.n + count)?;
         let batch = Batch::new(images.clone(), goal.clone(), &threat)?;
-        let oracle = Oracle::new(victim, &Loss::CrossEntropy, images.dtype());
+        let oracle = Oracle::new(self.victim, &Loss::CrossEntropy, images.dtype());
         let clean = oracle.verdict(&batch, batch.ball.centre())?;
-        let adversarial = attack.run(victim, images, goal.clone(), &threat)?;
+        let mut adversarial = self.attack.run(self.victim, images, goal, &threat)?;
+        if let Some((folder, pixels)) = &self.images {
+            if *pixels == Pixels::Byte {
+                adversarial = self.rounded(&batch, &threat, adversarial)?;
+            }
+            save_images(folder, report.n, &adversarial.images, *pixels, threat.bounds)?;
+        }
 
-        for (row, &label) in goal.classes.iter().enumerate() {
+        let first = report.n;
+        for (row, label) in batch.classes().enumerate() {
             let correct = !clean.success[row];
             let robust = correct && !adversarial.success[row];
+            let stage = adversarial.stages.iter().find(|stage| stage.fooled.contains(&row));
             let record = SampleRecord {
-                index: report.n,
-                // Checked against the class count by the clean pass.
-                label: label as usize,
+                index: first + row,
+                label,
                 clean_prediction: clean.predictions[row],
                 adv_prediction: adversarial.predictions[row],
                 robust,
                 adv_ce: adversarial.loss[row],
+                fooled_by: stage.map(|stage| stage.name.clone()),
             };
             report.n += 1;
             report.clean_correct += usize::from(correct);
@@ -118,12 +336,45 @@ pub fn evaluate<L: Into<Labels>>(
             report.adv_ce += (f64::from(record.adv_ce) - report.adv_ce) * weight;
             report.per_sample.push(record);
         }
+        report.add_stages(&adversarial.stages);
+        for flag in adversarial.flags {
+            flag.join(&mut report.flags);
+        }
+        report.check_square();
         report.cost += clean.cost;
         report.cost += adversarial.cost;
-        if progress(&report).is_break() {
-            return Ok(report);
-        }
+        Ok(())
     }
-    report.complete = true;
-    Ok(report)
+
+    /// The images rounded to 256 levels, judged anew.
+    fn rounded(
+        &self,
+        batch: &Batch,
+        threat: &ThreatModel,
+        adversarial: Adversarial,
+    ) -> Result<Adversarial, AttackError> {
+        let (lower, upper) = threat.bounds;
+        let scale = 255.0 / (upper - lower);
+        let dtype = adversarial.images.dtype();
+        let levels = ((widen(adversarial.images) - lower) * scale).round();
+        let images = (levels / scale + lower).clamp(lower, upper);
+        let clean = batch.ball.centre();
+        let distances = threat.norm.lengths(&(images.clone() - clean.clone()))?;
+        let radii = threat.radii(batch.len())?;
+        // Levels, clean pixels and eps are rounded once each.
+        let rounding = 1e-6 * (upper - lower);
+        let outside: Vec<usize> = (0..batch.len())
+            .filter(|&row| distances[row] > radii[row] * (1.0 + 1e-6) + rounding)
+            .collect();
+        let images = batch.replace(images, &clean, &outside);
+        let oracle = Oracle::new(self.victim, &Loss::CrossEntropy, dtype);
+        let mut judged = oracle.verdict(batch, images)?;
+        judged.cost += adversarial.cost;
+        judged.flags = adversarial.flags;
+        judged.stages = adversarial.stages;
+        for stage in &mut judged.stages {
+            stage.fooled.retain(|&row| judged.success[row]);
+        }
+        Ok(judged)
+    }
 }

@@ -1,6 +1,8 @@
 use burn::tensor::Tensor;
 use serde::Serialize;
+use serde_json::Value;
 
+use crate::attack::description;
 use crate::{Adversarial, Attack, AttackError, Goal, Loss, Pgd, RandomStart, ThreatModel, Victim};
 
 /// The fast gradient sign method (Goodfellow et al. 2015, arXiv 1412.6572): one step of size eps
@@ -49,5 +51,9 @@ impl Attack for Fgsm {
         threat: &ThreatModel,
     ) -> Result<Tensor<4>, AttackError> {
         self.as_pgd().perturb(victim, images, goal, threat)
+    }
+
+    fn describe(&self) -> Value {
+        description("fgsm", self)
     }
 }

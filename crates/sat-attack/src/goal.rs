@@ -43,7 +43,8 @@ impl From<Tensor<1, Int>> for Labels {
 pub struct Goal {
     pub(crate) aim: Aim,
     pub(crate) classes: Vec<i64>,
-    pub(crate) first: u64,
+    /// The number of each sample in the data set.
+    pub(crate) samples: Vec<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,11 +81,29 @@ impl Goal {
     /// depend on how the data set is cut into batches; without them every batch draws the same
     /// noise from the same seed. Training counts the samples seen so far.
     pub fn numbered_from(mut self, first: u64) -> Self {
-        self.first = first;
+        self.samples = (first..).take(self.classes.len()).collect();
+        self
+    }
+
+    /// The goal of the samples at `rows`, which keep their numbers.
+    pub(crate) fn select(&self, rows: &[usize]) -> Self {
+        Self {
+            aim: self.aim,
+            classes: rows.iter().map(|&row| self.classes[row]).collect(),
+            samples: rows.iter().map(|&row| self.samples[row]).collect(),
+        }
+    }
+
+    /// The same goal with other random streams, for a repetition.
+    pub(crate) fn repetition(mut self, repetition: u64) -> Self {
+        // Data sets stay far below 2^40 samples.
+        for sample in &mut self.samples {
+            *sample ^= repetition << 40;
+        }
         self
     }
 
     fn new(aim: Aim, Labels(classes): Labels) -> Self {
-        Self { aim, classes, first: 0 }
+        Self { aim, samples: (0..classes.len() as u64).collect(), classes }
     }
 }

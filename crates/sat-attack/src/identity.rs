@@ -1,6 +1,8 @@
 use burn::tensor::Tensor;
 use serde::Serialize;
+use serde_json::Value;
 
+use crate::attack::description;
 use crate::batch::{Batch, Oracle};
 use crate::{Adversarial, Attack, AttackError, Goal, Loss, ThreatModel, Victim};
 
@@ -20,5 +22,9 @@ impl Attack for Identity {
         let dtype = images.dtype();
         let batch = Batch::new(images, goal, threat)?;
         Oracle::new(victim, &Loss::CrossEntropy, dtype).verdict(&batch, batch.ball.centre())
+    }
+
+    fn describe(&self) -> Value {
+        description("none", self)
     }
 }

@@ -21,6 +21,10 @@ pub enum Loss {
     /// Cross-entropy, `-ln softmax(z)_y` (see [`cross_entropy`]).
     #[default]
     CrossEntropy,
+    /// The difference of logits ratio (see [`dlr`]).
+    Dlr,
+    /// The margin of the best other class (see [`margin`]).
+    Margin,
     /// A loss of the caller (see [`Loss::custom`]).
     Custom(CustomLoss),
 }
@@ -43,10 +47,12 @@ impl Loss {
         Loss::Custom(CustomLoss { name: name.into(), function: Arc::new(function) })
     }
 
-    /// The name in reports: `cross_entropy`, or the name given to [`Loss::custom`].
+    /// The name in reports: `cross_entropy`, `dlr`, `margin`, or the name given to [`Loss::custom`].
     pub fn name(&self) -> &str {
         match self {
             Loss::CrossEntropy => "cross_entropy",
+            Loss::Dlr => "dlr",
+            Loss::Margin => "margin",
             Loss::Custom(custom) => &custom.name,
         }
     }
@@ -55,7 +61,8 @@ impl Loss {
     ///
     /// # Errors
     ///
-    /// [`AttackError::LossShape`] when a custom loss does not return one value per sample.
+    /// [`AttackError::LossShape`] when a custom loss does not return one value per sample;
+    /// [`AttackError::TooFewClasses`] for DLR with fewer than 3 classes, and the margin with one.
     pub fn per_sample(
         &self,
         logits: Tensor<2>,
@@ -64,6 +71,8 @@ impl Loss {
         let [images, _] = logits.dims();
         let loss = match self {
             Loss::CrossEntropy => cross_entropy(logits, classes),
+            Loss::Dlr => dlr(logits, classes)?,
+            Loss::Margin => margin(logits, classes)?,
             Loss::Custom(custom) => (custom.function)(widen(logits), classes),
         };
         let [values] = loss.dims();
@@ -103,6 +112,102 @@ impl Serialize for Loss {
 /// As Burn's `gather`, when the shapes differ or a class is out of range.
 pub fn cross_entropy(logits: Tensor<2>, classes: Tensor<1, Int>) -> Tensor<1> {
     log_softmax(widen(logits), 1).gather(1, classes.unsqueeze_dim(1)).squeeze_dim::<1>(1).neg()
+}
+
+/// The difference of logits ratio (Croce and Hein 2020, arXiv 2003.01690), per sample:
+/// `-(z_y - max_{k != y} z_k) / (z_(1) - z_(3) + 1e-12)`, with `z_(1) >= z_(2) >= ...` the sorted
+/// logits. Positive where the prediction is wrong; unlike cross-entropy it does not change when
+/// the logits are shifted or scaled.
+///
+/// Shapes: logits `[n, classes]`, labels `[n]`, result `[n]`.
+///
+/// # Errors
+///
+/// [`AttackError::TooFewClasses`] below 3 classes.
+pub fn dlr(logits: Tensor<2>, labels: Tensor<1, Int>) -> Result<Tensor<1>, AttackError> {
+    require("DLR", 3, &logits)?;
+    let logits = widen(logits);
+    let order = ranking(&logits);
+    let span = rank(&logits, &order, 0) - rank(&logits, &order, 2) + SPAN_MIN;
+    Ok(margin_of(logits, order, labels) / span)
+}
+
+/// The targeted difference of logits ratio (Croce and Hein 2020, arXiv 2003.01690), per sample:
+/// `-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2 + 1e-12)`.
+///
+/// Shapes: logits `[n, classes]`, labels and targets `[n]`, result `[n]`.
+///
+/// # Errors
+///
+/// [`AttackError::TooFewClasses`] below 4 classes.
+pub fn targeted_dlr(
+    logits: Tensor<2>,
+    labels: Tensor<1, Int>,
+    targets: Tensor<1, Int>,
+) -> Result<Tensor<1>, AttackError> {
+    require("targeted DLR", 4, &logits)?;
+    let logits = widen(logits);
+    let order = ranking(&logits);
+    let low = (rank(&logits, &order, 2) + rank(&logits, &order, 3)) * 0.5;
+    let span = rank(&logits, &order, 0) - low + SPAN_MIN;
+    Ok(targeted_margin(logits, labels, targets) / span)
+}
+
+/// The margin of the best other class, per sample: `max_{k != y} z_k - z_y`, positive where the
+/// prediction is wrong.
+///
+/// Shapes: logits `[n, classes]`, labels `[n]`, result `[n]`.
+///
+/// # Errors
+///
+/// [`AttackError::TooFewClasses`] for a model of one class.
+pub fn margin(logits: Tensor<2>, labels: Tensor<1, Int>) -> Result<Tensor<1>, AttackError> {
+    require("margin", 2, &logits)?;
+    let logits = widen(logits);
+    let order = ranking(&logits);
+    Ok(margin_of(logits, order, labels))
+}
+
+/// `z_t - z_y` per sample.
+pub(crate) fn targeted_margin(
+    logits: Tensor<2>,
+    labels: Tensor<1, Int>,
+    targets: Tensor<1, Int>,
+) -> Tensor<1> {
+    let pick = |classes: Tensor<1, Int>| {
+        logits.clone().gather(1, classes.unsqueeze_dim(1)).squeeze_dim::<1>(1)
+    };
+    pick(targets) - pick(labels)
+}
+
+/// Keeps the division of DLR finite, as the official implementation does.
+const SPAN_MIN: f64 = 1e-12;
+
+fn require(loss: &'static str, needs: usize, logits: &Tensor<2>) -> Result<(), AttackError> {
+    let [_, classes] = logits.dims();
+    if classes < needs {
+        return Err(AttackError::TooFewClasses { loss, needs, classes });
+    }
+    Ok(())
+}
+
+/// The classes of each sample by falling logit. No gradient goes through it: the sorted logits are
+/// gathered, which Burn can differentiate.
+fn ranking(logits: &Tensor<2>) -> Tensor<2, Int> {
+    logits.clone().without_autodiff().argsort_descending(1)
+}
+
+/// The logit at a rank, from 0, `[n]`.
+fn rank(logits: &Tensor<2>, order: &Tensor<2, Int>, rank: usize) -> Tensor<1> {
+    logits.clone().gather(1, order.clone().narrow(1, rank, 1)).squeeze_dim(1)
+}
+
+fn margin_of(logits: Tensor<2>, order: Tensor<2, Int>, labels: Tensor<1, Int>) -> Tensor<1> {
+    let labels = labels.unsqueeze_dim::<2>(1);
+    let first = order.clone().narrow(1, 0, 1);
+    let right = first.clone().equal(labels.clone());
+    let rival = first.mask_where(right, order.narrow(1, 1, 1));
+    (logits.clone().gather(1, rival) - logits.gather(1, labels)).squeeze_dim(1)
 }
 
 /// Half precision as f32; f32 and f64 as they are.

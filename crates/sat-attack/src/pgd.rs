@@ -1,9 +1,10 @@
 use burn::tensor::Tensor;
 use serde::{Serialize, Serializer};
+use serde_json::Value;
 
-use crate::batch::{Batch, Gallery, Oracle, check_gradient};
+use crate::attack::description;
+use crate::batch::{Batch, Gallery, Oracle, check_gradient, split};
 use crate::project::per_sample;
-use crate::rng::{Purpose, Stream};
 use crate::{Adversarial, Attack, AttackError, Goal, Loss, ThreatModel, Victim};
 
 /// Whether PGD starts from a random point of the ball.
@@ -30,6 +31,14 @@ pub enum StepSize {
     OfEps(f64),
 }
 
+/// Where PGD with momentum takes the gradient.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Lookahead {
+    None,
+    Nesterov,
+}
+
 /// When PGD stops working on a sample.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -47,7 +56,7 @@ pub enum EarlyExit {
 ///
 /// From a starting point in the ball, `steps` times `x <- P(x + a d(g))`, where `g` is the gradient
 /// of the loss by the image, `d` the direction of steepest ascent in the threat's norm (Linf:
-/// `sign(g)`, with `sign(0) = 0`; L2: `g / |g|`), `a` the step size and `P` the projection onto ball
+/// `sign(g)`, with `sign(0) = 0`; L2: `g / |g|`; L1: see [`Ball::step`](crate::Ball::step)), `a` the step size and `P` the projection onto ball
 /// and bounds (see [`Ball`](crate::Ball)). The image after the last step is the result, unless
 /// [`Pgd::stop_when_fooled`] is set. With restarts each sample keeps the first image that fools the
 /// model, else the one with the highest loss.
@@ -67,6 +76,7 @@ pub struct Pgd {
     random_start: RandomStart,
     seed: u64,
     momentum: Option<f64>,
+    lookahead: Lookahead,
     early_exit: EarlyExit,
     loss: Loss,
     #[serde(rename = "explicit_start", serialize_with = "is_given")]
@@ -86,6 +96,7 @@ impl Default for Pgd {
             random_start: RandomStart::Always,
             seed: 0,
             momentum: None,
+            lookahead: Lookahead::None,
             early_exit: EarlyExit::Never,
             loss: Loss::CrossEntropy,
             start: None,
@@ -145,6 +156,14 @@ impl Pgd {
         self
     }
 
+    /// As [`Pgd::momentum`], with the gradient taken at `x + a decay m` (NI-FGSM, Lin et al. 2020,
+    /// arXiv 1908.06281).
+    pub fn nesterov(mut self, decay: f64) -> Self {
+        self.momentum = Some(decay);
+        self.lookahead = Lookahead::Nesterov;
+        self
+    }
+
     /// Takes a sample out of the batch as soon as the model is fooled: faster, and the robust
     /// accuracy can only be lower. The loss of a fooled sample is then not maximal.
     /// [`Attack::perturb`] ignores this.
@@ -200,18 +219,7 @@ impl Pgd {
         if let (Some(start), 0) = (&self.start, restart) {
             return batch.start(start);
         }
-        let random = match self.random_start {
-            RandomStart::Never => false,
-            RandomStart::Always => true,
-            RandomStart::WithProbability(p) => {
-                Stream::new(self.seed, restart, first, Purpose::StartDraw).uniform() < p
-            }
-        };
-        Ok(if random {
-            batch.ball.random(self.seed, restart, &batch.samples)
-        } else {
-            batch.ball.centre()
-        })
+        Ok(batch.random_or_clean(self.random_start, self.seed, restart, first))
     }
 
     fn descent(&self, batch: &Batch) -> Descent {
@@ -221,7 +229,7 @@ impl Pgd {
             Some(StepSize::OfEps(fraction)) => eps * fraction,
             Some(StepSize::Absolute(size)) => per_sample(vec![size; batch.len()], &eps),
         };
-        Descent { size, decay: self.momentum, velocity: None }
+        Descent { size, decay: self.momentum, lookahead: self.lookahead, velocity: None }
     }
 
     /// Runs all steps of one restart from `images`. Fooled samples leave for the gallery if early
@@ -235,7 +243,7 @@ impl Pgd {
     ) -> Result<Option<(Batch, Tensor<4>)>, AttackError> {
         let mut descent = self.descent(&batch);
         for _ in 0..self.steps {
-            let (logits, mut gradient) = oracle.gradient(&batch, images.clone())?;
+            let (logits, mut gradient) = oracle.gradient(&batch, descent.ahead(&images))?;
             check_gradient(&batch, &gradient)?;
             if self.early_exit == EarlyExit::WhenFooled {
                 let (fooled, open) = split(&oracle.fooled(&batch, logits)?);
@@ -266,8 +274,9 @@ impl Attack for Pgd {
         threat: &ThreatModel,
     ) -> Result<Adversarial, AttackError> {
         self.validate()?;
-        let (dtype, first) = (images.dtype(), goal.first);
+        let dtype = images.dtype();
         let whole = Batch::new(images, goal, threat)?;
+        let first = whole.samples[0];
         let mut oracle = Oracle::new(victim, &self.loss, dtype);
         let mut gallery = Gallery::new(whole.len());
         let mut best = vec![f32::NEG_INFINITY; whole.len()];
@@ -330,16 +339,21 @@ impl Attack for Pgd {
         threat: &ThreatModel,
     ) -> Result<Tensor<4>, AttackError> {
         self.validate()?;
-        let (dtype, first) = (images.dtype(), goal.first);
+        let dtype = images.dtype();
         let batch = Batch::new(images, goal, threat)?;
+        let first = batch.samples[0];
         let mut oracle = Oracle::new(victim, &self.loss, dtype);
         let mut descent = self.descent(&batch);
         let mut images = self.starting_point(&batch, 0, first)?;
         for _ in 0..self.steps {
-            let (_, gradient) = oracle.gradient(&batch, images.clone())?;
+            let (_, gradient) = oracle.gradient(&batch, descent.ahead(&images))?;
             images = descent.step(&batch, images, gradient);
         }
         Ok(images.cast(dtype))
+    }
+
+    fn describe(&self) -> Value {
+        description("pgd", self)
     }
 }
 
@@ -348,10 +362,21 @@ struct Descent {
     /// `[n, 1, 1, 1]`
     size: Tensor<4>,
     decay: Option<f64>,
+    lookahead: Lookahead,
     velocity: Option<Tensor<4>>,
 }
 
 impl Descent {
+    /// Where to take the gradient.
+    fn ahead(&self, images: &Tensor<4>) -> Tensor<4> {
+        match (self.lookahead, &self.velocity, self.decay) {
+            (Lookahead::Nesterov, Some(velocity), Some(decay)) => {
+                images.clone() + velocity.clone() * self.size.clone() * decay
+            }
+            _ => images.clone(),
+        }
+    }
+
     fn step(&mut self, batch: &Batch, images: Tensor<4>, gradient: Tensor<4>) -> Tensor<4> {
         let direction = match self.decay {
             None => gradient,
@@ -374,9 +399,4 @@ impl Descent {
         self.size = self.size.clone().select(0, rows.clone());
         self.velocity = self.velocity.take().map(|v| v.select(0, rows));
     }
-}
-
-/// Rows that are true, rows that are false.
-fn split(flags: &[bool]) -> (Vec<usize>, Vec<usize>) {
-    (0..flags.len()).partition(|&row| flags[row])
 }

@@ -1,4 +1,4 @@
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Bool, Int, Tensor, TensorData};
 
 use crate::loss::widen;
 use crate::rng::{Purpose, Stream};
@@ -17,6 +17,8 @@ pub struct Ball {
     /// `[n, 1, 1, 1]`
     eps: Tensor<4>,
     region: Region,
+    /// Pixel values that must stay, `[n, c, h, w]`.
+    fixed: Option<Tensor<4, Bool>>,
 }
 
 #[derive(Clone, Debug)]
@@ -31,7 +33,14 @@ enum Region {
         lower: f64,
         upper: f64,
     },
+    L1 {
+        lower: f64,
+        upper: f64,
+    },
 }
+
+/// The share of pixel values that one L1 step of PGD moves.
+const L1_SHARE: f64 = 0.05;
 
 impl Ball {
     /// The ball around `images` `[n, c, h, w]`. Reads one flag back from the device.
@@ -39,7 +48,8 @@ impl Ball {
     /// # Errors
     ///
     /// [`AttackError::EmptyBatch`], the errors of an invalid [`ThreatModel`],
-    /// [`AttackError::NonFiniteImage`] and [`AttackError::ImageOutOfBounds`].
+    /// [`AttackError::MaskCount`], [`AttackError::MaskLength`], [`AttackError::NonFiniteImage`] and
+    /// [`AttackError::ImageOutOfBounds`].
     pub fn new(images: Tensor<4>, threat: &ThreatModel) -> Result<Self, AttackError> {
         let [count, ..] = images.dims();
         if count == 0 {
@@ -57,8 +67,10 @@ impl Ball {
                 upper: (centre.clone() + eps.clone()).clamp_max(upper),
             },
             Norm::L2 => Region::L2 { lower, upper },
+            Norm::L1 => Region::L1 { lower, upper },
         };
-        Ok(Self { centre, eps, region })
+        let fixed = threat.mask.as_ref().map(|mask| fixed(mask, &centre)).transpose()?;
+        Ok(Self { centre, eps, region, fixed })
     }
 
     /// The clean images `[n, c, h, w]`.
@@ -72,12 +84,15 @@ impl Ball {
     /// outside, the distance exceeds eps by at most half a unit in the last place of a pixel.
     /// L2: scales the perturbation to length eps if it is longer, then clamps to the bounds, which
     /// only shortens it; the length exceeds eps by rounding only (about `1e-7` per pixel value).
-    /// The bounds hold exactly.
+    /// L1: the nearest point of ball and bounds together, `sign(d) min(max(|d| - t, 0), r)` with the
+    /// room `r` to the bound and the least `t >= 0` that fits, computed in f64 on the host.
+    /// The bounds hold exactly. Values that the mask fixes are those of the clean image.
     ///
     /// # Panics
     ///
     /// When the shape differs from the clean images'.
     pub fn project(&self, images: Tensor<4>) -> Tensor<4> {
+        let images = self.masked(images);
         match &self.region {
             Region::Linf { lower, upper } => images.max_pair(lower.clone()).min_pair(upper.clone()),
             Region::L2 { lower, upper } => {
@@ -86,6 +101,9 @@ impl Ball {
                 let scale = (self.eps.clone() / length).clamp_max(1.0);
                 (self.centre.clone() + change * scale).clamp(*lower, *upper)
             }
+            Region::L1 { lower, upper } => self.on_host(images, |sample| {
+                l1_project(sample.point, sample.centre, sample.eps, *lower, *upper);
+            }),
         }
     }
 
@@ -93,20 +111,65 @@ impl Ball {
     /// `size` (`[n, 1, 1, 1]`), and projects.
     ///
     /// Linf: `size * sign(g)` with `sign(0) = 0`. L2: `size * g / max(|g|, 1e-12)`, so a zero
-    /// gradient gives no step.
+    /// gradient gives no step. L1: `size / k * sign(g)` on the `k` pixel values with the largest
+    /// `|g|`, the largest 5 % of those that can still move that way (SLIDE of Tramer and Boneh 2019,
+    /// arXiv 1904.13000).
     ///
     /// # Panics
     ///
     /// When a shape does not fit the clean images'.
     pub fn step(&self, images: Tensor<4>, gradient: Tensor<4>, size: Tensor<4>) -> Tensor<4> {
+        let gradient = self.free(gradient);
         let direction = match self.region {
             Region::Linf { .. } => gradient.sign(),
             Region::L2 { .. } => {
                 let length = l2_norm(gradient.clone()).clamp_min(MIN_NORM);
                 gradient / length
             }
+            Region::L1 { lower, upper } => {
+                // What sits at a bound cannot follow its gradient across it.
+                let stuck = (images.clone().greater_equal_scalar(upper))
+                    .bool_and(gradient.clone().greater_scalar(0.0))
+                    .bool_or(
+                        images
+                            .clone()
+                            .lower_equal_scalar(lower)
+                            .bool_and(gradient.clone().lower_scalar(0.0)),
+                    );
+                let [_, c, h, w] = images.dims();
+                let count = ((c * h * w) as f64 * L1_SHARE).ceil() as usize;
+                self.sparse_direction(gradient.mask_fill(stuck, 0.0), |_| count)
+            }
         };
         self.project(images + direction * size)
+    }
+
+    pub(crate) fn norm(&self) -> Norm {
+        match self.region {
+            Region::Linf { .. } => Norm::Linf,
+            Region::L2 { .. } => Norm::L2,
+            Region::L1 { .. } => Norm::L1,
+        }
+    }
+
+    /// The gradient by the values that may change; 0 for the others.
+    pub(crate) fn free(&self, gradient: Tensor<4>) -> Tensor<4> {
+        match &self.fixed {
+            Some(fixed) => gradient.mask_fill(fixed.clone(), 0.0),
+            None => gradient,
+        }
+    }
+
+    /// The images with the clean values where the mask fixes them.
+    pub(crate) fn masked(&self, images: Tensor<4>) -> Tensor<4> {
+        match &self.fixed {
+            Some(fixed) => images.mask_where(fixed.clone(), self.centre.clone()),
+            None => images,
+        }
+    }
+
+    pub(crate) fn is_masked(&self) -> bool {
+        self.fixed.is_some()
     }
 
     /// The radii `[n, 1, 1, 1]`.
@@ -124,13 +187,58 @@ impl Ball {
             match self.region {
                 Region::Linf { .. } => noise.extend(stream.linf_ball(dimension).map(to_f32)),
                 Region::L2 { .. } => noise.extend(stream.l2_ball(dimension).map(to_f32)),
+                // Wide enough to be cut back by the projection for any useful radius.
+                Region::L1 { lower, upper } => noise
+                    .extend((0..dimension).map(|_| to_f32(stream.gaussian() * (upper - lower)))),
             }
         }
         let noise = Tensor::<4>::from_data(
             TensorData::new(noise, shape),
             (&self.centre.device(), self.centre.dtype()),
         );
-        self.project(self.centre.clone() + noise * self.eps.clone())
+        let change = match self.region {
+            Region::L1 { .. } => noise,
+            _ => noise * self.eps.clone(),
+        };
+        self.project(self.centre.clone() + change)
+    }
+
+    /// `sign(g) / k` on the `k` values with the largest `|g|` of each sample, 0 elsewhere, with
+    /// `k = count(sample)`; values with no gradient do not count.
+    pub(crate) fn sparse_direction(
+        &self,
+        gradient: Tensor<4>,
+        count: impl Fn(usize) -> usize,
+    ) -> Tensor<4> {
+        self.on_host(self.free(gradient), |sample| sparse_sign(sample.point, count(sample.row)))
+    }
+
+    /// The same ball with `factor` times the radius.
+    pub(crate) fn scaled(&self, factor: f64) -> Self {
+        let eps = self.eps.clone() * factor;
+        let region = match &self.region {
+            // Only L1 attacks widen their ball: the bounds of Linf are cut already.
+            Region::Linf { .. } => unreachable!("a Linf ball is not scaled"),
+            region => region.clone(),
+        };
+        Self { eps, region, ..self.clone() }
+    }
+
+    /// Edits each sample of `images` in f64 on the host.
+    pub(crate) fn on_host(&self, images: Tensor<4>, edit: impl Fn(Sample<'_>)) -> Tensor<4> {
+        let shape = images.shape();
+        let dimension = shape.num_elements() / shape[0];
+        let read = |tensor: Tensor<4>| tensor.into_data().iter::<f64>().collect::<Vec<_>>();
+        let (centres, radii) = (read(self.centre.clone()), read(self.eps.clone()));
+        let mut points = read(images);
+        let samples = points.chunks_exact_mut(dimension).zip(centres.chunks_exact(dimension));
+        for (row, (point, centre)) in samples.enumerate() {
+            edit(Sample { row, point, centre, eps: radii[row] });
+        }
+        Tensor::from_data(
+            TensorData::new(points, shape),
+            (&self.centre.device(), self.centre.dtype()),
+        )
     }
 
     pub(crate) fn select(&self, rows: Tensor<1, Int>) -> Self {
@@ -144,7 +252,77 @@ impl Ball {
                 }
                 region => region.clone(),
             },
+            fixed: self.fixed.as_ref().map(|fixed| fixed.clone().select(0, rows.clone())),
         }
+    }
+}
+
+/// Where the mask lets nothing change.
+fn fixed(mask: &[Vec<bool>], centre: &Tensor<4>) -> Result<Tensor<4, Bool>, AttackError> {
+    let shape = centre.shape();
+    let values = shape.num_elements() / shape[0];
+    if mask.len() != shape[0] {
+        return Err(AttackError::MaskCount { masks: mask.len(), images: shape[0] });
+    }
+    if let Some(sample) = mask.iter().position(|mask| mask.len() != values) {
+        return Err(AttackError::MaskLength { sample, flags: mask[sample].len(), values });
+    }
+    let fixed: Vec<bool> = mask.iter().flatten().map(|free| !free).collect();
+    Ok(Tensor::from_data(TensorData::new(fixed, shape), &centre.device()))
+}
+
+/// One sample on the host.
+pub(crate) struct Sample<'a> {
+    pub(crate) row: usize,
+    /// Its point, to be edited.
+    pub(crate) point: &'a mut [f64],
+    pub(crate) centre: &'a [f64],
+    pub(crate) eps: f64,
+}
+
+/// The nearest point of the L1 ball and the bounds together.
+pub(crate) fn l1_project(point: &mut [f64], centre: &[f64], eps: f64, lower: f64, upper: f64) {
+    let room = |change: f64, x: f64| if change > 0.0 { upper - x } else { x - lower };
+    let mut largest = 0.0f64;
+    for (z, &x) in point.iter_mut().zip(centre) {
+        *z -= x;
+        largest = largest.max(z.abs());
+    }
+    let shrunk = |z: f64, x: f64, t: f64| (z.abs() - t).max(0.0).min(room(z, x));
+    let size = |t: f64, point: &[f64]| -> f64 {
+        point.iter().zip(centre).map(|(&z, &x)| shrunk(z, x, t)).sum()
+    };
+    // The size falls as t grows: halve until the two ends are neighbours.
+    let (mut low, mut high) = (0.0, largest);
+    if size(0.0, point) <= eps {
+        high = 0.0;
+    }
+    while low < high {
+        let middle = 0.5 * (low + high);
+        if middle <= low || middle >= high {
+            break;
+        }
+        if size(middle, point) > eps { low = middle } else { high = middle }
+    }
+    for (z, &x) in point.iter_mut().zip(centre) {
+        *z = (x + shrunk(*z, x, high).copysign(*z)).clamp(lower, upper);
+    }
+}
+
+/// `sign(v) / k` on the `k = min(count, nonzero values)` largest `|v|`, 0 elsewhere.
+fn sparse_sign(values: &mut [f64], count: usize) {
+    let mut order: Vec<usize> = (0..values.len()).filter(|&i| values[i] != 0.0).collect();
+    let count = count.clamp(1, order.len().max(1));
+    if count < order.len() {
+        order.select_nth_unstable_by(count - 1, |&a, &b| {
+            values[b].abs().total_cmp(&values[a].abs()).then(a.cmp(&b))
+        });
+        order.truncate(count);
+    }
+    let signs: Vec<(usize, f64)> = order.iter().map(|&i| (i, values[i].signum())).collect();
+    values.fill(0.0);
+    for (index, sign) in signs {
+        values[index] = sign / count as f64;
     }
 }
 

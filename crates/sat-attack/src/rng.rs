@@ -13,6 +13,8 @@ pub(crate) enum Purpose {
     StartNoise = 1,
     /// Whether a batch starts at random at all, per batch.
     StartDraw = 2,
+    /// The squares of the Square attack, per sample.
+    Squares = 3,
 }
 
 /// An independent stream for each (seed, restart, sample, purpose): these are the key of the
@@ -35,6 +37,16 @@ impl Stream {
         (self.0.next_u64() >> 11) as f64 * SCALE
     }
 
+    /// Uniform in `0..below`, which must be positive. The bias is below `below / 2^53`.
+    pub(crate) fn below(&mut self, below: usize) -> usize {
+        ((self.uniform() * below as f64) as usize).min(below - 1)
+    }
+
+    /// 1 or -1, equally likely.
+    pub(crate) fn sign(&mut self) -> f64 {
+        if self.uniform() < 0.5 { -1.0 } else { 1.0 }
+    }
+
     /// Uniform in the unit ball of the maximum norm.
     pub(crate) fn linf_ball(&mut self, dimension: usize) -> impl Iterator<Item = f64> {
         (0..dimension).map(|_| 2.0 * self.uniform() - 1.0)
@@ -51,7 +63,7 @@ impl Stream {
     }
 
     /// Standard normal, by Box and Muller.
-    fn gaussian(&mut self) -> f64 {
+    pub(crate) fn gaussian(&mut self) -> f64 {
         // 1 - u is in (0, 1], so the logarithm is finite.
         let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
         radius * (TAU * self.uniform()).cos()

@@ -1,4 +1,5 @@
 use std::fmt;
+use std::rc::Rc;
 
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
@@ -16,12 +17,15 @@ pub trait Classifier {
 ///
 /// The attacker sees images in image units (usually `[0, 1]`); [`Victim::normalize`] keeps eps and
 /// bounds in those units. Gradients are computed for the input only.
+#[derive(Clone)]
 pub struct Victim<'a> {
-    forward: Box<dyn Fn(Tensor<4>) -> Tensor<2> + 'a>,
+    forward: Rc<dyn Fn(Tensor<4>) -> Tensor<2> + 'a>,
     normalization: Option<Normalization>,
+    /// How many gradients are averaged.
+    passes: usize,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Normalization {
     mean: Vec<f64>,
     std: Vec<f64>,
@@ -42,7 +46,16 @@ impl<'a> Victim<'a> {
     /// The caller freezes the model, with `model.valid()`: a model in training mode would update
     /// its BatchNorm statistics during the attack and compute weight gradients for nothing.
     pub fn from_fn(forward: impl Fn(Tensor<4>) -> Tensor<2> + 'a) -> Self {
-        Self { forward: Box::new(forward), normalization: None }
+        Self { forward: Rc::new(forward), normalization: None, passes: 1 }
+    }
+
+    /// The same model, whose gradient is the mean of `passes` gradients.
+    pub(crate) fn averaged(&self, passes: usize) -> Self {
+        Self { passes: self.passes * passes, ..self.clone() }
+    }
+
+    pub(crate) fn passes(&self) -> usize {
+        self.passes
     }
 
     /// Feeds the model `(x - mean) / std`, per channel. Replaces an earlier normalisation.
@@ -95,7 +108,22 @@ impl<'a> Victim<'a> {
     pub fn input_gradient(
         &self,
         images: Tensor<4>,
-        loss: impl FnOnce(Tensor<2>) -> Result<Tensor<1>, AttackError>,
+        loss: impl Fn(Tensor<2>) -> Result<Tensor<1>, AttackError>,
+    ) -> Result<(Tensor<2>, Tensor<4>), AttackError> {
+        let (logits, mut gradient) = self.one_gradient(images.clone(), &loss)?;
+        for _ in 1..self.passes {
+            gradient = gradient + self.one_gradient(images.clone(), &loss)?.1;
+        }
+        if self.passes > 1 {
+            gradient = gradient / self.passes as f64;
+        }
+        Ok((logits, gradient))
+    }
+
+    fn one_gradient(
+        &self,
+        images: Tensor<4>,
+        loss: impl Fn(Tensor<2>) -> Result<Tensor<1>, AttackError>,
     ) -> Result<(Tensor<2>, Tensor<4>), AttackError> {
         let leaf = images.without_autodiff().autodiff().require_grad();
         let logits = self.forward(leaf.clone())?;
@@ -165,6 +193,23 @@ impl LogitRows {
     pub(crate) fn iter(&self) -> impl Iterator<Item = &[f32]> {
         self.values.chunks_exact(self.classes)
     }
+}
+
+/// For each row the classes other than its label, by falling logit; the first of equals first.
+pub(crate) fn ranked(
+    logits: Tensor<2>,
+    labels: impl Iterator<Item = usize>,
+) -> Result<Vec<Vec<usize>>, AttackError> {
+    let rows = LogitRows::read(logits)?;
+    Ok(rows
+        .iter()
+        .zip(labels)
+        .map(|(row, label)| {
+            let mut order: Vec<usize> = (0..row.len()).filter(|&class| class != label).collect();
+            order.sort_by(|&a, &b| row[b].total_cmp(&row[a]));
+            order
+        })
+        .collect())
 }
 
 /// Index of the largest value, the first of equals.

@@ -545,7 +545,7 @@ fn settings_and_reports_serialise() {
         serde_json::to_value(&attack).unwrap(),
         serde_json::json!({
             "steps": 50, "step_size": {"absolute": 0.5}, "restarts": 1, "random_start": "always",
-            "seed": 0, "momentum": 1.0, "early_exit": "never", "loss": "cross_entropy",
+            "seed": 0, "momentum": 1.0, "lookahead": "none", "early_exit": "never", "loss": "cross_entropy",
             "explicit_start": false,
         })
     );

@@ -4,7 +4,10 @@
 #![allow(clippy::single_range_in_vec_init, reason = "Burn's slice takes arrays of ranges")]
 
 mod behaviour;
+mod ensembles;
 mod errors;
 mod models;
 mod properties;
+mod resume;
+mod strong;
 mod training_mode;

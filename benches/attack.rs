@@ -1,0 +1,65 @@
+//! How long attacks take on a CIFAR ResNet-20, beside the passes they are made of.
+//!
+//! `cargo bench --bench attack` needs no data: weights and images come from a seed.
+#![allow(clippy::unwrap_used, reason = "a bench panics when it cannot run")]
+
+use burn::tensor::{Device, Tensor, TensorData};
+use sat::{
+    attack::{Attack, Goal, Pgd, ThreatModel, Victim, cross_entropy},
+    models::ModelName,
+};
+use std::time::Instant;
+
+#[global_allocator]
+static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The median of a few runs, in milliseconds. Reading the result waits for the device.
+fn median(mut run: impl FnMut()) -> f64 {
+    run();
+    let mut times: Vec<f64> = (0..7)
+        .map(|_| {
+            let start = Instant::now();
+            run();
+            start.elapsed().as_secs_f64() * 1e3
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+fn main() {
+    let device = Device::flex();
+    let model = ModelName::ResNet20.config().with_activation("silu".parse().unwrap());
+    let victim = Victim::new(&model.init(0, &device));
+    let threat = ThreatModel::linf(8.0 / 255.0);
+    println!(
+        "| images | forward ms | forward + input gradient ms | PGD-20 ms | PGD-20 / 20 passes |"
+    );
+    println!("|---:|---:|---:|---:|---:|");
+    for count in [26, 52, 100] {
+        let pixels = (0..count * 3072).map(|i| (i * 7919 % 256) as f32 / 255.0).collect();
+        let data = TensorData::new::<f32, _>(pixels, [count, 3, 32, 32]);
+        let images = Tensor::<4>::from_data(data, &device);
+        let labels: Vec<usize> = (0..count).map(|i| i % 10).collect();
+        let classes = Tensor::from_data(
+            TensorData::new(labels.iter().map(|&l| l as i64).collect(), [count]),
+            &device,
+        );
+        let forward = median(|| {
+            victim.logits(images.clone()).unwrap().into_data();
+        });
+        let gradient = median(|| {
+            let loss = |logits| Ok(cross_entropy(logits, classes.clone()));
+            victim.input_gradient(images.clone(), loss).unwrap().1.into_data();
+        });
+        let pgd = median(|| {
+            let goal = Goal::untargeted(labels.clone());
+            let attack = Pgd::default().steps(20);
+            attack.perturb(&victim, images.clone(), goal, &threat).unwrap().into_data();
+        });
+        println!(
+            "| {count} | {forward:.1} | {gradient:.1} | {pgd:.0} | {:.3} |",
+            pgd / (20.0 * gradient)
+        );
+    }
+}
