@@ -281,7 +281,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         data = data.take(limit);
     }
     let (name, network) = network(arguments, &data)?;
-    let activation = network.activation;
+    let activation = network.activation.clone();
     let model = load_safetensors(network.init(0, &device), &arguments.weights)?;
     let bytes = fs::read(&arguments.weights)
         .map_err(|source| EvaluateError::Read { path: arguments.weights.clone(), source })?;
@@ -292,7 +292,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let mut twin = None;
     if activation.gradient != Gradient::Own && arguments.gradients == GradientsName::Both {
-        let own = network.clone().with_activation(activation.with_gradient(Gradient::Own));
+        let own = network.clone().with_activation(activation.clone().with_gradient(Gradient::Own));
         twin = Some(load_safetensors(own.init(0, &device), &arguments.weights)?);
     }
     if let Some(twin) = &twin {
@@ -560,7 +560,7 @@ fn normalization(arguments: &Arguments) -> Result<Option<Statistics>, Failure> {
 /// The network of the command line, else the one the weights file describes; with its name.
 fn network(arguments: &Arguments, data: &ImageSet) -> Result<(String, ResNetConfig), Failure> {
     if let Some(name) = arguments.model {
-        let activation = arguments.activation.ok_or(EvaluateError::NoActivation)?;
+        let activation = arguments.activation.clone().ok_or(EvaluateError::NoActivation)?;
         // The names stand for RGB images and ten classes; the data may have others.
         let network = name
             .config()
@@ -579,6 +579,6 @@ fn network(arguments: &Arguments, data: &ImageSet) -> Result<(String, ResNetConf
         }
         .into());
     }
-    let activation = arguments.activation.unwrap_or(network.activation);
+    let activation = arguments.activation.clone().unwrap_or(network.activation.clone());
     Ok(("as in the weights file".to_owned(), network.with_activation(activation)))
 }
