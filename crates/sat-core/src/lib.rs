@@ -10,6 +10,7 @@
 //! |---|---|
 //! | a function of a tensor | [`tensor`], e.g. [`tensor::silu`], or `x.silu()` with [`ActivationExt`] |
 //! | a module in a model | [`Activation`], built by [`ActivationConfig::init`] |
+//! | a normalisation and its activation in one operation | [`BatchNormAct`], built by [`BatchNormActConfig::init`] |
 //! | a choice in a configuration file or on a command line | [`ActivationConfig`], `"silu".parse()` |
 //! | another gradient than the function's own | [`Gradient::Of`], `"relu~psoftplus:10"` |
 //!
@@ -42,10 +43,12 @@ mod curve;
 mod error;
 #[cfg(feature = "flex")]
 mod lane;
+mod norm;
 mod value;
 
 pub use activation::{Activation, ActivationConfig, Function, Gradient};
-pub use backend::{ActivationBackend, Pair};
+pub use backend::{ActivationBackend, NormBackend, Optional, Pair};
 pub use curve::Curve;
 pub use error::ActivationError;
+pub use norm::{BatchNormAct, BatchNormActConfig, NormError};
 pub use tensor::ActivationExt;

@@ -319,12 +319,8 @@ fn a_loss_that_is_no_number_stops_the_training() {
 fn weights_that_are_no_numbers_are_never_kept() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoints = Checkpoints::open(folder.path()).unwrap();
-    let recipe = Recipe {
-        epochs: 1,
-        schedule: Schedule::Constant { lr: 1e39 },
-        attack: None,
-        ..recipe()
-    };
+    let recipe =
+        Recipe { epochs: 1, schedule: Schedule::Constant { lr: 1e39 }, attack: None, ..recipe() };
     let store = Some((&checkpoints, Start::Fresh));
     let error = train(model(), &recipe, &images(8), &device(), store, go_on).unwrap_err();
     assert!(matches!(error, TrainError::NonFiniteWeights { step: 1 }), "{error}");

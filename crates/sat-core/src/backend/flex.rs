@@ -3,7 +3,7 @@
 //! One pass over the data each way, in parallel chunks, with the widest instruction set the machine
 //! has, in place where nobody else holds the buffer. The formulas are those of [`crate::curve`].
 
-use super::{ActivationBackend, Pair};
+use super::{ActivationBackend, Pair, norm::Number};
 use crate::{
     curve::{Curve, Formula, Visitor},
     lane::Lane,
@@ -21,12 +21,12 @@ use core::{marker::PhantomData, mem::MaybeUninit};
 use rayon::prelude::*;
 
 /// Elements a thread takes at a time.
-const CHUNK: usize = 32 * 1024;
+pub(super) const CHUNK: usize = 32 * 1024;
 /// Tensors up to this size run on the calling thread: waking others costs about 10 microseconds, in
 /// which one thread computes 50,000 to 200,000 elements.
-const SERIAL: usize = 4 * CHUNK;
+pub(super) const SERIAL: usize = 4 * CHUNK;
 /// Elements that stay in the first-level cache between copying, computing and writing.
-const BLOCK: usize = 1024;
+pub(super) const BLOCK: usize = 1024;
 
 impl ActivationBackend for Flex {
     fn activation(x: FloatTensor<Self>, pair: Pair) -> FloatTensor<Self> {
@@ -93,6 +93,8 @@ macro_rules! by_dtype {
         }
     };
 }
+
+pub(super) use by_dtype;
 
 // --- Operations, one per formula and number type ---
 
@@ -173,7 +175,7 @@ fn is_dense(layout: &Layout) -> bool {
 }
 
 /// The layout of a new buffer that holds the range [start, ..) of the old one.
-fn moved(layout: &Layout, start: usize) -> Layout {
+pub(super) fn moved(layout: &Layout, start: usize) -> Layout {
     Layout::new(layout.shape().clone(), layout.strides().to_vec(), layout.start_offset() - start)
 }
 
@@ -245,7 +247,7 @@ fn parameter_sum<E: Stored, F: Formula>(x: FlexTensor, grad: FlexTensor, a: f64)
 /// Calls `f(position, block)` on all elements: in place where nobody else holds the buffer, on a
 /// fresh copy where somebody does. Blocks are copied right before they are worked on, so the copy
 /// costs no pass over memory.
-fn overwrite<E: Stored>(
+pub(super) fn overwrite<E: Stored>(
     mut tensor: FlexTensor,
     start: usize,
     f: impl Fn(usize, &mut [E]) + Sync,
@@ -285,7 +287,7 @@ fn in_blocks<T: Send>(all: &mut [T], f: impl Fn(usize, &mut [T]) + Sync) {
 // --- Number types ---
 
 /// A number type of tensors.
-trait Stored: Element + bytemuck::Pod + Send + Sync {
+pub(super) trait Stored: Element + bytemuck::Pod + Send + Sync {
     /// What the arithmetic is done in.
     type Work: Work;
     /// Hands the elements to `f` for reading.
@@ -334,7 +336,7 @@ stored_in_half!(f16);
 stored_in_half!(bf16);
 
 /// A number type of arithmetic, with the three loops over it.
-trait Work: Copy {
+pub(super) trait Work: Number {
     /// x = f(x)
     fn values<F: Formula>(x: &mut [Self], a: f64);
     /// grad = grad * f'(x)

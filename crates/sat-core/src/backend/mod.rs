@@ -10,6 +10,9 @@ mod autodiff;
 mod composed;
 #[cfg(feature = "flex")]
 mod flex;
+mod norm;
+
+pub use norm::{NormBackend, Optional};
 
 use crate::{activation::Gradient, curve::Curve};
 use burn::{
