@@ -324,45 +324,52 @@ impl<'a, E: Stored> Preactivation<'a, E> {
 }
 
 /// The loops of an activation, looked up once.
-struct ActivationLoops<W>(Option<Loops<W>>);
+struct ActivationLoops<W> {
+    value: Option<CurveLoops<W>>,
+    slope: Option<CurveLoops<W>>,
+}
 
-#[derive(Clone, Copy)]
-struct Loops<W> {
-    values: (fn(&mut [W], f64), f64),
-    slopes: (fn(&[W], &mut [W], f64), f64),
+/// The loops of a curve and its parameter.
+struct CurveLoops<W> {
+    values: fn(&mut [W], f64),
+    scale_by_slope: fn(&[W], &mut [W], f64),
+    a: f64,
+}
+
+impl<W: Work> CurveLoops<W> {
+    fn of(curve: Curve) -> Self {
+        struct Lookup<W>(PhantomData<W>);
+        impl<W: Work> Visitor for Lookup<W> {
+            type Output = CurveLoops<W>;
+            fn visit<F: Formula>(self, a: f64) -> CurveLoops<W> {
+                CurveLoops { values: W::values::<F>, scale_by_slope: W::scale_by_slope::<F>, a }
+            }
+        }
+        curve.visit(Lookup(PhantomData))
+    }
 }
 
 impl<W: Work> ActivationLoops<W> {
     fn new(activation: Option<Pair>) -> Self {
-        struct Lookup<W>(PhantomData<W>);
-        impl<W: Work> Visitor for Lookup<W> {
-            type Output = Loops<W>;
-            fn visit<F: Formula>(self, a: f64) -> Loops<W> {
-                Loops { values: (W::values::<F>, a), slopes: (W::scale_by_slope::<F>, a) }
-            }
+        Self {
+            value: activation.map(|pair| CurveLoops::of(pair.value)),
+            slope: activation.map(|pair| CurveLoops::of(pair.slope())),
         }
-        let of = |curve: Curve| curve.visit(Lookup(PhantomData));
-        Self(
-            activation.map(|pair| Loops {
-                values: of(pair.value).values,
-                slopes: of(pair.slope()).slopes,
-            }),
-        )
     }
 
     fn is_identity(&self) -> bool {
-        self.0.is_none()
+        self.slope.is_none()
     }
 
     fn values(&self, z: &mut [W]) {
-        if let Some(Loops { values: (values, a), .. }) = self.0 {
-            values(z, a);
+        if let Some(curve) = &self.value {
+            (curve.values)(z, curve.a);
         }
     }
 
     fn scale_by_slope(&self, z: &[W], grad: &mut [W]) {
-        if let Some(Loops { slopes: (scale_by_slope, a), .. }) = self.0 {
-            scale_by_slope(z, grad, a);
+        if let Some(curve) = &self.slope {
+            (curve.scale_by_slope)(z, grad, curve.a);
         }
     }
 }

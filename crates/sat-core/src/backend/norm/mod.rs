@@ -156,3 +156,132 @@ impl NormBackend for burn::backend::NdArray {}
 
 #[cfg(feature = "cube")]
 impl NormBackend for burn_cubecl::CubeBackend {}
+
+#[cfg(all(test, feature = "flex"))]
+#[allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+mod tests {
+    use super::*;
+    use crate::{Curve, Gradient};
+    use burn::{
+        backend::Dispatch,
+        tensor::{DType, Device, Tensor, TensorData},
+    };
+
+    type Primitive = FloatTensor<Dispatch>;
+
+    fn values<const D: usize>(shape: [usize; D], seed: usize, dtype: DType) -> Primitive {
+        let n = shape.iter().product();
+        let values: Vec<f32> =
+            (0..n).map(|i: usize| ((i + seed) * 7919 % 1009) as f32 / 250.0 - 2.0).collect();
+        let data = TensorData::new(values, shape);
+        Tensor::<D>::from_data(data, (&Device::flex(), dtype)).into_dispatch()
+    }
+
+    fn to_vec<const D: usize>(tensor: Primitive) -> Vec<f32> {
+        let data = Tensor::<D>::from_dispatch(tensor).into_data().convert::<f32>();
+        data.try_into_vec().unwrap()
+    }
+
+    #[track_caller]
+    fn assert_close<const D: usize>(got: Primitive, want: Primitive, dtype: DType, what: &str) {
+        // One unit in the last place of the stored type, or what another order of sums makes.
+        let tolerance = match dtype {
+            DType::BF16 => 1.0 / 128.0,
+            DType::F16 => 1.0 / 1024.0,
+            _ => 2e-5,
+        };
+        for (got, want) in to_vec::<D>(got).into_iter().zip(to_vec::<D>(want)) {
+            let close = (got - want).abs() <= tolerance * want.abs().max(1.0);
+            assert!(close, "{what}: {got}, not {want}");
+        }
+    }
+
+    /// The composed bodies, computed with Flex's primitives, are what runs on the backends that have
+    /// no loops of their own.
+    #[test]
+    fn the_composed_form_is_what_the_loops_compute() {
+        let probe =
+            Pair { value: Curve::Relu, gradient: Gradient::Of(Curve::ParametricSoftplus(10.0)) };
+        let shape = [3, 4, 5, 7];
+        for dtype in [DType::F32, DType::F64, DType::F16, DType::BF16] {
+            let work = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+            let x = || values(shape, 1, dtype);
+            let grad = || values(shape, 3, dtype);
+            let affine = || values([3, 4], 4, work);
+
+            let statistics = Dispatch::channel_statistics(x());
+            assert_close::<2>(
+                statistics,
+                composed::statistics::<Dispatch>(x()),
+                work,
+                "statistics",
+            );
+
+            for activation in [None, Some(Pair::from(Curve::Silu)), Some(probe)] {
+                for residual in [None, Some(values(shape, 2, dtype))] {
+                    let what = format!("{dtype:?} {activation:?} {}", residual.is_some());
+                    let r = || residual.clone();
+                    let maybe = || Optional::<Dispatch>::from(r());
+
+                    let got = Dispatch::affine_activation(x(), affine(), maybe(), activation);
+                    let want = composed::forward::<Dispatch>(x(), affine(), r(), activation);
+                    assert_close::<4>(got, want, dtype, &what);
+
+                    let got = Dispatch::affine_activation_sums(
+                        x(),
+                        affine(),
+                        maybe(),
+                        grad(),
+                        activation,
+                    );
+                    let want = composed::sums::<Dispatch>(x(), affine(), r(), grad(), activation);
+                    assert_close::<2>(got, want, work, &what);
+
+                    for correction in [None, Some(values([2, 4], 5, work))] {
+                        let got = Dispatch::affine_activation_backward(
+                            x(),
+                            affine(),
+                            maybe(),
+                            grad(),
+                            activation,
+                            correction.clone().into(),
+                        );
+                        let want = composed::backward::<Dispatch>(
+                            x(),
+                            affine(),
+                            r(),
+                            grad(),
+                            activation,
+                            correction,
+                        );
+                        assert_close::<4>(got, want, dtype, &what);
+                    }
+
+                    let (Some(r), Some(pair)) = (residual, activation) else { continue };
+                    let got = Dispatch::affine_activation_backward_both(
+                        x(),
+                        affine(),
+                        r.clone(),
+                        grad(),
+                        pair,
+                    );
+                    let want =
+                        composed::backward_both::<Dispatch>(x(), affine(), r.clone(), grad(), pair);
+                    assert_close::<4>(got.0, want.0, dtype, &what);
+                    assert_close::<4>(got.1, want.1, dtype, &what);
+
+                    let got = Dispatch::affine_activation_residual_sums(
+                        x(),
+                        affine(),
+                        r.clone(),
+                        grad(),
+                        pair,
+                    );
+                    let want = composed::residual_sums::<Dispatch>(x(), affine(), r, grad(), pair);
+                    assert_close::<4>(got.0, want.0, dtype, &what);
+                    assert_close::<2>(got.1, want.1, work, &what);
+                }
+            }
+        }
+    }
+}
