@@ -247,7 +247,7 @@ fn parameter_sum<E: Stored, F: Formula>(x: FlexTensor, grad: FlexTensor, a: f64)
 /// Calls `f(position, block)` on all elements: in place where nobody else holds the buffer, on a
 /// fresh copy where somebody does. Blocks are copied right before they are worked on, so the copy
 /// costs no pass over memory.
-pub(super) fn overwrite<E: Stored>(
+fn overwrite<E: Stored>(
     mut tensor: FlexTensor,
     start: usize,
     f: impl Fn(usize, &mut [E]) + Sync,

@@ -2,16 +2,20 @@
 //!
 //! Every operation is one pass over memory. A block of [`BLOCK`] elements is read, normalised,
 //! activated and written while it stays in the first-level cache, so the steps on it can be separate
-//! loops: those of [`super::super::flex`] for the curve, and those at the end of this file.
+//! loops: one for each curve, and few that know nothing of curves.
 
 use super::{
     super::{
         Pair,
-        flex::{BLOCK, CHUNK, SERIAL, Stored, Work, by_dtype, moved, overwrite},
+        flex::{BLOCK, CHUNK, SERIAL, Stored, Work, by_dtype, moved},
     },
     NormBackend, Optional,
 };
-use crate::curve::{Curve, Formula, Visitor};
+use crate::{
+    curve::{Curve, Formula, Visitor},
+    lane::Lane,
+    value::Value,
+};
 use burn::{
     backend::{
         Flex,
@@ -38,12 +42,10 @@ impl NormBackend for Flex {
         by_dtype!(x.dtype(), E => {
             let (planes, [x], residual) = aligned([x], residual.into_option());
             let z = Preactivation::<E>::new(planes, None, &affine, &residual, activation);
-            overwrite::<E>(x.tensor, x.start, |at, block| {
-                E::with_work(block, |work| {
-                    z.apply_in_place(at, work);
-                    z.activation.values(work);
-                })
-            })
+            rewrite::<E, _>(x, || (), |(), at, x, y| {
+                z.compute(at, x, y);
+                z.activation.values(y);
+            }).0
         })
     }
 
@@ -68,18 +70,16 @@ impl NormBackend for Flex {
             let z = Preactivation::<E>::new(planes, Some(&x), &affine, &residual, activation);
             let correction = correction.into_option();
             let correction = correction.map(|rows| [0, 1].map(|row| vector::<E>(&rows, row)));
-            overwrite::<E>(grad.tensor, grad.start, |at, block| {
-                E::with_work(block, |dz| {
-                    z.scale_by_slope(at, dz);
-                    match &correction {
-                        None => scale(planes, at, dz, &z.scale),
-                        Some([constant, linear]) => z.with_x(at, dz.len(), |x| {
-                            let vectors = [&z.mean, &z.scale, constant, linear];
-                            input_gradient(planes, at, x, dz, vectors.map(Vec::as_slice));
-                        }),
-                    }
-                })
-            })
+            rewrite::<E, _>(grad, || (), |(), at, grad, dx| {
+                z.gradient(at, grad, dx);
+                match &correction {
+                    None => scale(planes, at, dx, &z.scale),
+                    Some([constant, linear]) => E::with_read(z.x_at(at, dx.len()), |x| {
+                        let vectors = [&z.mean, &z.scale, constant, linear];
+                        input_gradient(planes, at, x, dx, vectors.map(Vec::as_slice));
+                    }),
+                }
+            }).0
         })
     }
 
@@ -97,18 +97,14 @@ impl NormBackend for Flex {
             let n = layout.num_elements();
             let mut dx = Vec::<E>::with_capacity(n);
             let out = SecondOutput::new(&mut dx.spare_capacity_mut()[..n]);
-            let dz = overwrite::<E>(grad.tensor, grad.start, |at, block| {
-                out.write(at, block, |dx, block| {
-                    E::with_work(block, |dz| {
-                        z.scale_by_slope(at, dz);
-                        E::with_work(dx, |dx| {
-                            dx.copy_from_slice(dz);
-                            scale(planes, at, dx, &z.scale);
-                        });
-                    });
-                });
+            let (dz, _) = rewrite::<E, _>(grad, buffer::<E>, |dx, at, grad, dz| {
+                z.gradient(at, grad, dz);
+                let dx = &mut dx[..dz.len()];
+                dx.copy_from_slice(dz);
+                scale(planes, at, dx, &z.scale);
+                out.write(at, dx);
             });
-            // SAFETY: `overwrite` went over blocks that cover all n elements, and each was written.
+            // SAFETY: `rewrite` went over blocks that cover all n elements, and each was written.
             unsafe { dx.set_len(n) };
             (FlexTensor::new(Bytes::from_elems(dx), layout, E::dtype()), dz)
         })
@@ -127,15 +123,11 @@ impl NormBackend for Flex {
             let n = grad.tensor.layout().num_elements();
             let grad = &grad.elements::<E>()[..n];
             let sums = Sums::over_chunks(planes, n, |range, sums| {
+                let mut dz = buffer::<E>();
                 for (at, grad) in blocks(range.start, &grad[range]) {
-                    let mut dz = [<E as Stored>::Work::ZERO; BLOCK];
                     let dz = &mut dz[..grad.len()];
-                    E::with_read(grad, |grad| dz.copy_from_slice(grad));
-                    z.scale_by_slope(at, dz);
-                    z.with_x(at, dz.len(), |x| {
-                        let sums = [&mut sums.first[..], &mut sums.second[..]];
-                        gradient_sums(planes, at, x, dz, &z.mean, sums);
-                    });
+                    z.gradient(at, grad, dz);
+                    z.add_to(sums, at, dz);
                 }
             });
             sums.into_tensor::<E>()
@@ -152,22 +144,11 @@ impl NormBackend for Flex {
         by_dtype!(x.dtype(), E => {
             let (planes, [x, grad], residual) = aligned([x, grad], Some(residual));
             let z = Preactivation::<E>::new(planes, Some(&x), &affine, &residual, Some(activation));
-            let n = grad.tensor.layout().num_elements();
-            // A chunk is worked on by one thread, block after block: its lock is always free.
-            let sums: Vec<_> =
-                (0..n.div_ceil(CHUNK)).map(|_| Mutex::new(Sums::new(planes))).collect();
-            let dz = overwrite::<E>(grad.tensor, grad.start, |at, block| {
-                let mut sums = sums[at / CHUNK].lock().expect("no thread panicked with it");
-                let sums = &mut *sums;
-                E::with_work(block, |dz| {
-                    z.scale_by_slope(at, dz);
-                    z.with_x(at, dz.len(), |x| {
-                        let sums = [&mut sums.first[..], &mut sums.second[..]];
-                        gradient_sums(planes, at, x, dz, &z.mean, sums);
-                    });
-                });
+            let start = || Sums::new(planes);
+            let (dz, sums) = rewrite::<E, _>(grad, start, |sums, at, grad, dz| {
+                z.gradient(at, grad, dz);
+                z.add_to(sums, at, dz);
             });
-            let sums = sums.into_iter().map(|sums| sums.into_inner().expect("as above"));
             (dz, Sums::total(planes, sums).into_tensor::<E>())
         })
     }
@@ -194,29 +175,62 @@ impl Planes {
         layout.permute(&axes).is_contiguous().then_some(Self { channels, inner: 1 })
     }
 
-    /// Calls `f(channel, range)` on the runs of one channel within a block.
+    /// The runs of one channel within a block: (channel, range).
     #[inline(always)]
-    fn for_each_run(self, at: usize, len: usize, mut f: impl FnMut(usize, Range<usize>)) {
-        let mut channel = at / self.inner % self.channels;
-        let mut start = 0;
-        let mut end = self.inner - at % self.inner;
-        while start < len {
-            f(channel, start..end.min(len));
-            channel = if channel + 1 == self.channels { 0 } else { channel + 1 };
-            (start, end) = (end, end + self.inner);
-        }
+    fn runs(self, at: usize, len: usize) -> Runs {
+        let channel = at / self.inner % self.channels;
+        Runs { planes: self, channel, start: 0, end: self.inner - at % self.inner, len }
     }
 
-    /// For `inner` = 1: calls `f(channels, range)` on runs of channels that follow each other.
+    /// For `inner` = 1: the runs of channels that follow each other, (channels, range).
     #[inline(always)]
-    fn for_each_pixel(self, at: usize, len: usize, mut f: impl FnMut(Range<usize>, Range<usize>)) {
-        let mut channel = at % self.channels;
-        let mut start = 0;
-        while start < len {
-            let run = (self.channels - channel).min(len - start);
-            f(channel..channel + run, start..start + run);
-            (channel, start) = (0, start + run);
+    fn pixels(self, at: usize, len: usize) -> Pixels {
+        Pixels { planes: self, channel: at % self.channels, start: 0, len }
+    }
+}
+
+struct Runs {
+    planes: Planes,
+    channel: usize,
+    start: usize,
+    end: usize,
+    len: usize,
+}
+
+impl Iterator for Runs {
+    type Item = (usize, Range<usize>);
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.start >= self.len {
+            return None;
         }
+        let run = (self.channel, self.start..self.end.min(self.len));
+        self.channel = if self.channel + 1 == self.planes.channels { 0 } else { self.channel + 1 };
+        (self.start, self.end) = (self.end, self.end + self.planes.inner);
+        Some(run)
+    }
+}
+
+struct Pixels {
+    planes: Planes,
+    channel: usize,
+    start: usize,
+    len: usize,
+}
+
+impl Iterator for Pixels {
+    type Item = (Range<usize>, Range<usize>);
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.start >= self.len {
+            return None;
+        }
+        let run = (self.planes.channels - self.channel).min(self.len - self.start);
+        let (channel, start) = (self.channel, self.start);
+        (self.channel, self.start) = (0, start + run);
+        Some((channel..channel + run, start..start + run))
     }
 }
 
@@ -283,7 +297,7 @@ struct Preactivation<'a, E: Stored> {
 }
 
 impl<'a, E: Stored> Preactivation<'a, E> {
-    /// Without an x, only [`apply_in_place`](Self::apply_in_place) may be called.
+    /// Without an x, only [`compute`](Self::compute) may be called.
     fn new(
         planes: Planes,
         x: Option<&'a Dense>,
@@ -298,28 +312,36 @@ impl<'a, E: Stored> Preactivation<'a, E> {
         Self { planes, x, residual, mean, scale, shift, activation }
     }
 
-    fn with_x<R>(&self, at: usize, len: usize, f: impl FnOnce(&[E::Work]) -> R) -> R {
-        E::with_read(&self.x[at..at + len], f)
+    fn x_at(&self, at: usize, len: usize) -> &[E] {
+        &self.x[at..at + len]
     }
 
-    /// x becomes z.
-    fn apply_in_place(&self, at: usize, x: &mut [E::Work]) {
-        affine(self.planes, at, x, [&self.mean, &self.scale, &self.shift]);
-        if let Some(residual) = self.residual {
-            E::with_read(&residual[at..at + x.len()], |residual| add(x, residual));
-        }
+    /// z of a block of x.
+    fn compute(&self, at: usize, x: &[E], z: &mut [E::Work]) {
+        let vectors = [&self.mean[..], &self.scale, &self.shift];
+        E::with_read(x, |x| match self.residual {
+            None => affine(self.planes, at, x, None, z, vectors),
+            Some(residual) => E::with_read(&residual[at..at + x.len()], |residual| {
+                affine(self.planes, at, x, Some(residual), z, vectors);
+            }),
+        });
     }
 
-    /// The gradient for y becomes the gradient for z.
-    fn scale_by_slope(&self, at: usize, grad: &mut [E::Work]) {
+    /// The gradient for z from the gradient for y.
+    fn gradient(&self, at: usize, grad: &[E], dz: &mut [E::Work]) {
         if self.activation.is_identity() {
-            return;
+            return E::with_read(grad, |grad| dz.copy_from_slice(grad));
         }
-        let mut z = [E::Work::ZERO; BLOCK];
-        let z = &mut z[..grad.len()];
-        self.with_x(at, z.len(), |x| z.copy_from_slice(x));
-        self.apply_in_place(at, z);
-        self.activation.scale_by_slope(z, grad);
+        self.compute(at, self.x_at(at, dz.len()), dz);
+        E::with_read(grad, |grad| self.activation.gradient(dz, grad));
+    }
+
+    /// Adds dz and dz (x - m) to the sums.
+    fn add_to(&self, sums: &mut Sums, at: usize, dz: &[E::Work]) {
+        let sums = [&mut sums.first[..], &mut sums.second[..]];
+        E::with_read(self.x_at(at, dz.len()), |x| {
+            gradient_sums(self.planes, at, x, dz, &self.mean, sums);
+        });
     }
 }
 
@@ -332,7 +354,7 @@ struct ActivationLoops<W> {
 /// The loops of a curve and its parameter.
 struct CurveLoops<W> {
     values: fn(&mut [W], f64),
-    scale_by_slope: fn(&[W], &mut [W], f64),
+    gradient: fn(&mut [W], &[W], f64),
     a: f64,
 }
 
@@ -342,7 +364,7 @@ impl<W: Work> CurveLoops<W> {
         impl<W: Work> Visitor for Lookup<W> {
             type Output = CurveLoops<W>;
             fn visit<F: Formula>(self, a: f64) -> CurveLoops<W> {
-                CurveLoops { values: W::values::<F>, scale_by_slope: W::scale_by_slope::<F>, a }
+                CurveLoops { values: W::values::<F>, gradient: gradient::<W, F>, a }
             }
         }
         curve.visit(Lookup(PhantomData))
@@ -361,16 +383,101 @@ impl<W: Work> ActivationLoops<W> {
         self.slope.is_none()
     }
 
+    /// z becomes f(z).
     fn values(&self, z: &mut [W]) {
         if let Some(curve) = &self.value {
             (curve.values)(z, curve.a);
         }
     }
 
-    fn scale_by_slope(&self, z: &[W], grad: &mut [W]) {
+    /// z becomes grad f'(z).
+    fn gradient(&self, z: &mut [W], grad: &[W]) {
         if let Some(curve) = &self.slope {
-            (curve.scale_by_slope)(z, grad, curve.a);
+            (curve.gradient)(z, grad, curve.a);
         }
+    }
+}
+
+// --- Passes over tensors ---
+
+fn buffer<E: Stored>() -> [E::Work; BLOCK] {
+    [<E as Stored>::Work::ZERO; BLOCK]
+}
+
+/// Calls `f(number, chunk)` on chunks of [`CHUNK`] elements, in parallel if it pays, and returns what
+/// it returns in order.
+fn map_chunks<T: Send, S: Send>(
+    all: &mut [T],
+    f: impl Fn((usize, &mut [T])) -> S + Sync,
+) -> Vec<S> {
+    if all.len() <= SERIAL {
+        all.chunks_mut(CHUNK).enumerate().map(f).collect()
+    } else {
+        all.par_chunks_mut(CHUNK).enumerate().map(&f).collect()
+    }
+}
+
+/// Computes a tensor block by block from one of the same shape: in its place where nobody else holds
+/// it, in a fresh buffer where somebody does. `f(state, position, old block, new block)` works on
+/// a chunk of blocks with one state; the states are returned in order.
+fn rewrite<E: Stored, S: Send>(
+    old: Dense,
+    state: impl Fn() -> S + Sync,
+    f: impl Fn(&mut S, usize, &[E], &mut [E::Work]) + Sync,
+) -> (FlexTensor, Vec<S>) {
+    let Dense { mut tensor, start } = old;
+    let n = tensor.layout().num_elements();
+    if n == 0 {
+        return (tensor, Vec::new());
+    }
+    if let Some(storage) = tensor.try_storage_mut::<E>() {
+        let states = map_chunks(&mut storage[start..start + n], |(i, chunk)| {
+            let (mut state, mut new) = (state(), buffer::<E>());
+            for (j, block) in chunk.chunks_mut(BLOCK).enumerate() {
+                let new = &mut new[..block.len()];
+                f(&mut state, i * CHUNK + j * BLOCK, block, new);
+                block.iter_mut().zip(new).for_each(|(out, new)| *out = new.elem());
+            }
+            state
+        });
+        return (tensor, states);
+    }
+    let old = &tensor.storage::<E>()[start..start + n];
+    let mut out = Vec::<E>::with_capacity(n);
+    let states = map_chunks(&mut out.spare_capacity_mut()[..n], |(i, chunk)| {
+        let (mut state, mut new) = (state(), buffer::<E>());
+        for (j, block) in chunk.chunks_mut(BLOCK).enumerate() {
+            let (at, new) = (i * CHUNK + j * BLOCK, &mut new[..block.len()]);
+            f(&mut state, at, &old[at..at + block.len()], new);
+            write(block, new);
+        }
+        state
+    });
+    // SAFETY: every one of the first n elements lies in a block, and every block was written.
+    unsafe { out.set_len(n) };
+    let layout = moved(tensor.layout(), start);
+    (FlexTensor::new(Bytes::from_elems(out), layout, tensor.dtype()), states)
+}
+
+fn write<E: Stored>(out: &mut [MaybeUninit<E>], new: &[E::Work]) {
+    for (out, new) in out.iter_mut().zip(new) {
+        out.write(new.elem());
+    }
+}
+
+/// A second output, in the blocks that [`rewrite`] goes over.
+struct SecondOutput<'a, E>(Vec<Mutex<&'a mut [MaybeUninit<E>]>>);
+
+impl<'a, E: Stored> SecondOutput<'a, E> {
+    fn new(out: &'a mut [MaybeUninit<E>]) -> Self {
+        Self(out.chunks_mut(CHUNK).map(Mutex::new).collect())
+    }
+
+    /// A chunk is worked on by one thread, so its lock is always free.
+    fn write(&self, at: usize, new: &[E::Work]) {
+        let mut chunk = self.0[at / CHUNK].lock().expect("no thread panicked with it");
+        let start = at % CHUNK;
+        write(&mut chunk[start..start + new.len()], new);
     }
 }
 
@@ -434,7 +541,8 @@ fn statistics<E: Stored>(planes: Planes, x: &[E]) -> FlexTensor {
     let mut sums = Sums::over_chunks(planes, x.len(), |range, sums| {
         for (at, block) in blocks(range.start, &x[range]) {
             E::with_read(block, |x| {
-                moments(planes, at, x, &first, &mut sums.first, &mut sums.second);
+                let sums = [&mut sums.first[..], &mut sums.second[..]];
+                moments(planes, at, x, &first, sums);
             });
         }
     });
@@ -454,23 +562,6 @@ fn blocks<E>(start: usize, all: &[E]) -> impl Iterator<Item = (usize, &[E])> {
     all.chunks(BLOCK).enumerate().map(move |(i, block)| (start + i * BLOCK, block))
 }
 
-/// A second output, in the blocks that [`overwrite`] goes over.
-struct SecondOutput<'a, E>(Vec<Mutex<&'a mut [MaybeUninit<E>]>>);
-
-impl<'a, E: Stored> SecondOutput<'a, E> {
-    fn new(out: &'a mut [MaybeUninit<E>]) -> Self {
-        Self(out.chunks_mut(CHUNK).map(Mutex::new).collect())
-    }
-
-    /// Fills a block with a copy of `block` and hands both to `f` for overwriting. A chunk is worked
-    /// on by one thread, so its lock is always free.
-    fn write(&self, at: usize, block: &mut [E], f: impl FnOnce(&mut [E], &mut [E])) {
-        let mut chunk = self.0[at / CHUNK].lock().expect("no thread panicked with it");
-        let start = at % CHUNK;
-        f(chunk[start..start + block.len()].write_copy_of_slice(block), block);
-    }
-}
-
 // --- Number types and their loops ---
 
 /// A number type of arithmetic.
@@ -484,96 +575,148 @@ pub(in crate::backend) trait Number:
     + Into<f64>
 {
     const ZERO: Self;
+    /// f'(z)
+    fn slope<F: Formula, const FMA: bool>(z: Self, a: f64) -> Self;
 }
 
 impl Number for f32 {
     const ZERO: Self = 0.0;
+    #[inline(always)]
+    fn slope<F: Formula, const FMA: bool>(z: Self, a: f64) -> Self {
+        F::slope(Lane::<FMA>(z), Lane::lit(a)).0
+    }
 }
 
 impl Number for f64 {
     const ZERO: Self = 0.0;
+    #[inline(always)]
+    fn slope<F: Formula, const FMA: bool>(z: Self, a: f64) -> Self {
+        F::slope(z, a)
+    }
 }
 
 /// Sums over a run are kept in so many lanes: one would chain every addition to the one before it.
 const LANES: usize = 16;
 
-/// The loops, to be compiled once for each instruction set. They multiply and add in two steps, so
-/// all of them give the same bits.
+/// The loops, to be compiled once for each instruction set. Outside of the curves they multiply and
+/// add in two steps, so all of them give the same bits.
 mod loops {
-    use super::{LANES, Number, Planes};
+    use super::{Formula, LANES, Number, Planes};
 
-    /// x = (x - m) s + b
+    /// z = (x - m) s + b (+ r)
     #[inline(always)]
-    pub(super) fn affine<W: Number>(planes: Planes, at: usize, x: &mut [W], vectors: [&[W]; 3]) {
-        let [mean, scale, shift] = vectors;
+    pub(super) fn affine<W: Number, const FMA: bool>(
+        planes: Planes,
+        at: usize,
+        x: &[W],
+        residual: Option<&[W]>,
+        z: &mut [W],
+        [mean, scale, shift]: [&[W]; 3],
+    ) {
         if planes.inner == 1 {
-            planes.for_each_pixel(at, x.len(), |c, run| {
+            for (c, run) in planes.pixels(at, x.len()) {
                 let vectors = mean[c.clone()].iter().zip(&scale[c.clone()]).zip(&shift[c]);
-                for (x, ((m, s), b)) in x[run].iter_mut().zip(vectors) {
-                    *x = (*x - *m) * *s + *b;
+                let elements = z[run.clone()].iter_mut().zip(&x[run.clone()]);
+                match residual {
+                    None => {
+                        for ((z, x), ((m, s), b)) in elements.zip(vectors) {
+                            *z = (*x - *m) * *s + *b;
+                        }
+                    }
+                    Some(r) => {
+                        for (((z, x), r), ((m, s), b)) in elements.zip(&r[run]).zip(vectors) {
+                            *z = (*x - *m) * *s + *b + *r;
+                        }
+                    }
                 }
-            });
+            }
         } else {
-            planes.for_each_run(at, x.len(), |c, run| {
+            for (c, run) in planes.runs(at, x.len()) {
                 let (m, s, b) = (mean[c], scale[c], shift[c]);
-                x[run].iter_mut().for_each(|x| *x = (*x - m) * s + b);
-            });
+                let elements = z[run.clone()].iter_mut().zip(&x[run.clone()]);
+                match residual {
+                    None => {
+                        for (z, x) in elements {
+                            *z = (*x - m) * s + b;
+                        }
+                    }
+                    Some(r) => {
+                        for ((z, x), r) in elements.zip(&r[run]) {
+                            *z = (*x - m) * s + b + *r;
+                        }
+                    }
+                }
+            }
         }
     }
 
-    /// x = x + r
+    /// z = grad f'(z)
     #[inline(always)]
-    pub(super) fn add<W: Number>(x: &mut [W], residual: &[W]) {
-        x.iter_mut().zip(residual).for_each(|(x, r)| *x += *r);
+    pub(super) fn gradient<W: Number, F: Formula, const FMA: bool>(
+        z: &mut [W],
+        grad: &[W],
+        a: f64,
+    ) {
+        for (z, grad) in z.iter_mut().zip(grad) {
+            *z = *grad * W::slope::<F, FMA>(*z, a);
+        }
     }
 
     /// dz = s dz
     #[inline(always)]
-    pub(super) fn scale<W: Number>(planes: Planes, at: usize, dz: &mut [W], scale: &[W]) {
+    pub(super) fn scale<W: Number, const FMA: bool>(
+        planes: Planes,
+        at: usize,
+        dz: &mut [W],
+        scale: &[W],
+    ) {
         if planes.inner == 1 {
-            planes.for_each_pixel(at, dz.len(), |c, run| {
-                dz[run].iter_mut().zip(&scale[c]).for_each(|(dz, s)| *dz = *dz * *s);
-            });
+            for (c, run) in planes.pixels(at, dz.len()) {
+                for (dz, s) in dz[run].iter_mut().zip(&scale[c]) {
+                    *dz = *dz * *s;
+                }
+            }
         } else {
-            planes.for_each_run(at, dz.len(), |c, run| {
+            for (c, run) in planes.runs(at, dz.len()) {
                 let s = scale[c];
-                dz[run].iter_mut().for_each(|dz| *dz = *dz * s);
-            });
+                for dz in &mut dz[run] {
+                    *dz = *dz * s;
+                }
+            }
         }
     }
 
     /// dz = s dz - d - e (x - m), with the vectors m, s, d and e.
     #[inline(always)]
-    pub(super) fn input_gradient<W: Number>(
+    pub(super) fn input_gradient<W: Number, const FMA: bool>(
         planes: Planes,
         at: usize,
         x: &[W],
         dz: &mut [W],
-        vectors: [&[W]; 4],
+        [mean, scale, constant, linear]: [&[W]; 4],
     ) {
-        let [mean, scale, constant, linear] = vectors;
         if planes.inner == 1 {
-            planes.for_each_pixel(at, dz.len(), |c, run| {
+            for (c, run) in planes.pixels(at, dz.len()) {
                 let moving = mean[c.clone()].iter().zip(&linear[c.clone()]);
                 let vectors = moving.zip(scale[c.clone()].iter().zip(&constant[c]));
                 let elements = dz[run.clone()].iter_mut().zip(&x[run]);
                 for ((dz, x), ((m, e), (s, d))) in elements.zip(vectors) {
                     *dz = *dz * *s - *d - (*x - *m) * *e;
                 }
-            });
+            }
         } else {
-            planes.for_each_run(at, dz.len(), |c, run| {
+            for (c, run) in planes.runs(at, dz.len()) {
                 let (m, s, d, e) = (mean[c], scale[c], constant[c], linear[c]);
                 for (dz, x) in dz[run.clone()].iter_mut().zip(&x[run]) {
                     *dz = *dz * s - d - (*x - m) * e;
                 }
-            });
+            }
         }
     }
 
     /// Adds dz and dz (x - m) to the sums of their channels: lanes over a run, then f64.
     #[inline(always)]
-    pub(super) fn gradient_sums<W: Number>(
+    pub(super) fn gradient_sums<W: Number, const FMA: bool>(
         planes: Planes,
         at: usize,
         x: &[W],
@@ -582,21 +725,20 @@ mod loops {
         [first, second]: [&mut [f64]; 2],
     ) {
         if planes.inner == 1 {
-            planes.for_each_pixel(at, dz.len(), |c, run| {
+            for (c, run) in planes.pixels(at, dz.len()) {
                 let sums = first[c.clone()].iter_mut().zip(&mut second[c.clone()]);
                 let elements = x[run.clone()].iter().zip(&dz[run]).zip(&mean[c]);
                 for ((first, second), ((x, dz), m)) in sums.zip(elements) {
                     *first += (*dz).into();
                     *second += (*dz * (*x - *m)).into();
                 }
-            });
+            }
         } else {
-            planes.for_each_run(at, dz.len(), |c, run| {
+            for (c, run) in planes.runs(at, dz.len()) {
                 let m = mean[c];
-                let (x, dz) = (&x[run.clone()], &dz[run]);
                 let mut sums = [[W::ZERO; LANES]; 2];
-                let (x_body, x_rest) = x.as_chunks::<LANES>();
-                let (dz_body, dz_rest) = dz.as_chunks::<LANES>();
+                let (x_body, x_rest) = x[run.clone()].as_chunks::<LANES>();
+                let (dz_body, dz_rest) = dz[run].as_chunks::<LANES>();
                 for (x, dz) in x_body.iter().zip(dz_body) {
                     for lane in 0..LANES {
                         sums[0][lane] += dz[lane];
@@ -609,104 +751,106 @@ mod loops {
                 }
                 first[c] += total(sums[0]);
                 second[c] += total(sums[1]);
-            });
+            }
         }
     }
 
     /// Adds x - k and its square to the sums of their channels, all in f64.
     #[inline(always)]
-    pub(super) fn moments<W: Number>(
+    pub(super) fn moments<W: Number, const FMA: bool>(
         planes: Planes,
         at: usize,
         x: &[W],
         origin: &[W],
-        first: &mut [f64],
-        second: &mut [f64],
+        [first, second]: [&mut [f64]; 2],
     ) {
-        let difference = |x: W, k: W| -> f64 {
-            let (x, k): (f64, f64) = (x.into(), k.into());
-            x - k
-        };
         if planes.inner == 1 {
-            planes.for_each_pixel(at, x.len(), |c, run| {
+            for (c, run) in planes.pixels(at, x.len()) {
                 let sums = first[c.clone()].iter_mut().zip(&mut second[c.clone()]);
                 for ((first, second), (x, k)) in sums.zip(x[run].iter().zip(&origin[c])) {
-                    let d = difference(*x, *k);
+                    let d = (*x).into() - (*k).into();
                     *first += d;
                     *second += d * d;
                 }
-            });
+            }
         } else {
-            planes.for_each_run(at, x.len(), |c, run| {
-                let k = origin[c];
-                let mut sums = [[0.0; LANES]; 2];
+            for (c, run) in planes.runs(at, x.len()) {
+                let k: f64 = origin[c].into();
+                let mut sums = [[0.0f64; LANES]; 2];
                 let (body, rest) = x[run].as_chunks::<LANES>();
                 for x in body {
                     for lane in 0..LANES {
-                        let d = difference(x[lane], k);
+                        let d = x[lane].into() - k;
                         sums[0][lane] += d;
                         sums[1][lane] += d * d;
                     }
                 }
                 for (lane, x) in rest.iter().enumerate() {
-                    let d = difference(*x, k);
+                    let d = (*x).into() - k;
                     sums[0][lane] += d;
                     sums[1][lane] += d * d;
                 }
                 first[c] += total(sums[0]);
                 second[c] += total(sums[1]);
-            });
+            }
         }
     }
 
     #[inline(always)]
     fn total<W: Number>(lanes: [W; LANES]) -> f64 {
-        lanes.into_iter().map(Into::into).sum()
+        let mut sum = 0.0;
+        for lane in lanes {
+            sum += lane.into();
+        }
+        sum
     }
 }
 
 macro_rules! for_each_instruction_set {
-    ($($name:ident($($argument:ident: $type:ty),*);)*) => {
+    ($($name:ident<W $(, $F:ident)?>($($argument:ident: $type:ty),*);)*) => {
         $(
-            fn $name<W: Number>($($argument: $type),*) {
+            fn $name<W: Number $(, $F: Formula)?>($($argument: $type),*) {
                 #[cfg(target_arch = "x86_64")]
                 {
-                    #[target_feature(enable = "avx512f,avx512dq,avx512vl,avx512bw")]
-                    fn avx512<W: Number>($($argument: $type),*) {
-                        loops::$name($($argument),*);
+                    #[target_feature(enable = "avx512f,avx512dq,avx512vl,avx512bw,fma")]
+                    fn avx512<W: Number $(, $F: Formula)?>($($argument: $type),*) {
+                        loops::$name::<W $(, $F)?, true>($($argument),*);
                     }
-                    #[target_feature(enable = "avx2")]
-                    fn avx2<W: Number>($($argument: $type),*) {
-                        loops::$name($($argument),*);
+                    #[target_feature(enable = "avx2,fma")]
+                    fn avx2<W: Number $(, $F: Formula)?>($($argument: $type),*) {
+                        loops::$name::<W $(, $F)?, true>($($argument),*);
                     }
                     if std::is_x86_feature_detected!("avx512f")
                         && std::is_x86_feature_detected!("avx512dq")
                         && std::is_x86_feature_detected!("avx512vl")
                         && std::is_x86_feature_detected!("avx512bw")
+                        && std::is_x86_feature_detected!("fma")
                     {
                         // SAFETY: the machine has these instructions.
-                        return unsafe { avx512($($argument),*) };
+                        return unsafe { avx512::<W $(, $F)?>($($argument),*) };
                     }
-                    if std::is_x86_feature_detected!("avx2") {
+                    if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma")
+                    {
                         // SAFETY: the machine has these instructions.
-                        return unsafe { avx2($($argument),*) };
+                        return unsafe { avx2::<W $(, $F)?>($($argument),*) };
                     }
                 }
-                loops::$name($($argument),*);
+                // 64-bit Arm always has fused multiply-add.
+                loops::$name::<W $(, $F)?, { cfg!(target_arch = "aarch64") }>($($argument),*);
             }
         )*
     };
 }
 
 for_each_instruction_set! {
-    affine(planes: Planes, at: usize, x: &mut [W], vectors: [&[W]; 3]);
-    add(x: &mut [W], residual: &[W]);
-    scale(planes: Planes, at: usize, dz: &mut [W], scale: &[W]);
-    input_gradient(planes: Planes, at: usize, x: &[W], dz: &mut [W], vectors: [&[W]; 4]);
-    gradient_sums(
+    affine<W>(
+        planes: Planes, at: usize, x: &[W], residual: Option<&[W]>, z: &mut [W], vectors: [&[W]; 3]
+    );
+    gradient<W, F>(z: &mut [W], grad: &[W], a: f64);
+    scale<W>(planes: Planes, at: usize, dz: &mut [W], scale: &[W]);
+    input_gradient<W>(planes: Planes, at: usize, x: &[W], dz: &mut [W], vectors: [&[W]; 4]);
+    gradient_sums<W>(
         planes: Planes, at: usize, x: &[W], dz: &[W], mean: &[W], sums: [&mut [f64]; 2]
     );
-    moments(
-        planes: Planes, at: usize, x: &[W], origin: &[W], first: &mut [f64], second: &mut [f64]
-    );
+    moments<W>(planes: Planes, at: usize, x: &[W], origin: &[W], sums: [&mut [f64]; 2]);
 }
