@@ -3,7 +3,9 @@
 
     python benches/peers/norm.py [--threads 2] [--json FILE]
 
-Nothing but torch is needed. As in the Rust bench the gradient of y is a tensor of ones made anew
+Nothing but torch is needed. Most of the time goes to page faults unless the allocator keeps pages, as
+the one of the Rust bench does: preload jemalloc with
+MALLOC_CONF=retain:true,dirty_decay_ms:-1,muzzy_decay_ms:-1,oversize_threshold:0. As in the Rust bench the gradient of y is a tensor of ones made anew
 each time, and the input is a leaf that is held elsewhere.
 """
 

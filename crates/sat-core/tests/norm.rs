@@ -399,19 +399,21 @@ fn the_variance_of_a_narrow_channel_far_from_zero_is_right() {
             noise(32 * 2 * 256, 9).iter().map(|v| f64::from((1e3 + 1e-2 * v) as f32)).collect();
         x[0] = 0.0;
         let case = Case { x: x.clone(), ..Case::new(shape, "none", false, false) };
-        let layer = case.layer(&device, FloatDType::F32);
+        // With a momentum of 1 the running statistics are the batch's.
+        let layer = BatchNormActConfig::new(2).with_momentum(1.0).init(&device);
         layer.forward(tensor::<4>(&x, shape, &device, FloatDType::F32));
         let n = (x.len() / 2) as f64;
         let [mean, variance] = case.statistics();
-        let got = |state: &burn::module::RunningState<Tensor<1>>| to_f64(state.value_sync());
-        for (channel, got) in got(&layer.running_mean).iter().enumerate() {
-            let want = 0.1 * mean[channel];
-            assert!((got - want).abs() <= 2e-7 * want, "{name}: mean {got}, not {want}");
-        }
-        // The running value is 0.9 + 0.1 * variance: its rounding hides the last digits.
-        for (channel, got) in got(&layer.running_var).iter().enumerate() {
-            let want = 0.9 + 0.1 * variance[channel] * n / (n - 1.0);
-            assert!((got - want).abs() <= 1e-6 * want, "{name}: variance {got}, not {want}");
+        let unbiased: Vec<f64> = variance.iter().map(|v| v * n / (n - 1.0)).collect();
+        // The composed form sums in f32, in the order of the backend.
+        let (of_mean, of_variance) = if name == "flex" { (1e-7, 1e-6) } else { (1e-6, 1e-2) };
+        for (state, want, tolerance) in
+            [(&layer.running_mean, mean, of_mean), (&layer.running_var, unbiased, of_variance)]
+        {
+            for (got, want) in to_f64(state.value_sync()).iter().zip(want) {
+                let close = (got - want).abs() <= tolerance * want;
+                assert!(close, "{name}: {got:e}, not {want:e}");
+            }
         }
     }
 }
@@ -518,6 +520,9 @@ fn nan_in_is_nan_out() {
 fn half_precision_is_computed_in_f32() {
     for (name, device) in devices() {
         for dtype in [FloatDType::F16, FloatDType::BF16] {
+            if !device.supports_dtype(dtype) {
+                continue;
+            }
             // One rounding of the stored result, and another's of what it is computed from.
             let tolerance = if dtype == FloatDType::F16 { 2e-3 } else { 1.6e-2 };
             for (residual, inference) in
@@ -553,6 +558,9 @@ fn half_precision_is_computed_in_f32() {
 fn statistics_of_half_precision_do_not_overflow() {
     // The sum of squares is far beyond the largest f16, 65,504.
     for (name, device) in devices() {
+        if !device.supports_dtype(FloatDType::F16) {
+            continue;
+        }
         let device = device.autodiff();
         let x: Vec<f64> = noise(2 * 4096, 5).iter().map(|v| 200.0 * v).collect();
         let x = tensor::<4>(&x, [2, 1, 64, 64], &device, FloatDType::F16);
