@@ -59,6 +59,11 @@ impl<const FMA: bool> Single for Lane<FMA> {
     }
 
     #[inline(always)]
+    fn again(number: Self, _: i32) -> Self {
+        number
+    }
+
+    #[inline(always)]
     fn power(k: i32) -> Self {
         Self(pow2(k))
     }
@@ -96,16 +101,20 @@ impl<const FMA: bool> Value for Lane<FMA> {
     }
 
     #[inline(always)]
+    fn digits(self) -> (Self, Self) {
+        let high = f32::from_bits(self.0.to_bits() & 0xffff_f000);
+        (Self(high), Self(self.0 - high))
+    }
+
+    #[inline(always)]
     fn product(self, other: Self) -> (Self, Self) {
         let (x, y) = (self.0, other.0);
         let product = x * y;
         let rest = if FMA {
             x.mul_add(y, -product)
         } else {
-            // Dekker: twelve bits each, so that the four products are exact.
-            let high = |x: f32| f32::from_bits(x.to_bits() & 0xffff_f000);
-            let (xh, yh) = (high(x), high(y));
-            let (xl, yl) = (x - xh, y - yh);
+            // Dekker 1971: the four products are exact.
+            let ((Self(xh), Self(xl)), (Self(yh), Self(yl))) = (self.digits(), other.digits());
             ((xh * yh - product) + (xh * yl + xl * yh)) + xl * yl
         };
         (Self(product), Self(if product.abs() < 1e4 { rest } else { 0.0 }))

@@ -10,6 +10,7 @@
 //! |---|---|
 //! | a function of a tensor | [`tensor`], e.g. [`tensor::silu`], or `x.silu()` with [`ActivationExt`] |
 //! | a module in a model | [`Activation`], built by [`ActivationConfig::init`] |
+//! | a normalisation and its activation in one operation | [`BatchNormAct`], built by [`BatchNormActConfig::init`] |
 //! | a choice in a configuration file or on a command line | [`ActivationConfig`], `"silu".parse()` |
 //! | another gradient than the function's own | [`Gradient::Of`], `"relu~psoftplus:10"` |
 //!
@@ -42,6 +43,7 @@ mod curve;
 mod error;
 #[cfg(feature = "flex")]
 mod lane;
+mod norm;
 #[cfg(any(feature = "flex", feature = "cube"))]
 mod single;
 mod value;
@@ -50,7 +52,8 @@ pub use activation::{
     Activation, ActivationConfig, Function, Gradient, Learnable, SharedParameters, Sharing,
     activation_parameters, replace_activations,
 };
-pub use backend::{ActivationBackend, Pair};
+pub use backend::{ActivationBackend, NormBackend, Optional, Pair};
 pub use curve::Curve;
 pub use error::ActivationError;
+pub use norm::{BatchNormAct, BatchNormActConfig, NormError};
 pub use tensor::ActivationExt;

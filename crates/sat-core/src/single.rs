@@ -15,6 +15,9 @@ pub(crate) trait Single: Value {
     fn fma(self, y: Self, c: Self) -> Self;
     /// The nearest integer to a number below 2^21 in size, as a number and as an exponent.
     fn nearest(self) -> (Self, Self::Exponent);
+    /// The number of [`nearest`](Self::nearest) again, made anew from the exponent where a compiler
+    /// would otherwise merge the two products of a sum n a + n b that stand apart for exactness.
+    fn again(number: Self, k: Self::Exponent) -> Self;
     /// 2^k for -126 <= k <= 127.
     fn power(k: Self::Exponent) -> Self;
     /// 2^-k for -127 <= k <= 126.
@@ -46,7 +49,7 @@ const LN2_LOW: f64 = -2.121_944_4e-4;
 fn reduce<S: Single>(x: S) -> (S::Exponent, S) {
     let (number, k) = (x.clone() * S::lit(core::f64::consts::LOG2_E)).nearest();
     let r = number.clone().fma(S::lit(-LN2_HIGH), x);
-    let r = number.fma(S::lit(-LN2_LOW), r);
+    let r = S::again(number, k.clone()).fma(S::lit(-LN2_LOW), r);
     let q = polynomial(
         r.clone(),
         [0.5, 0.166_666_67, 0.041_666_467, 0.008_333_361, 0.001_393_360_4, 1.985_780_1e-4],

@@ -24,6 +24,11 @@ pub(crate) trait Value:
     fn split(c: f64) -> (Self, Self) {
         (Self::lit(c), Self::lit(0.0))
     }
+    /// The number as a sum of two, the first of twelve digits, so that products of such are exact; the
+    /// number and zero where that does not matter.
+    fn digits(self) -> (Self, Self) {
+        (self, Self::lit(0.0))
+    }
     /// The product as a rounded number and what rounding lost; a zero where that does not matter, and
     /// for products beyond 1e4, which every formula cuts off.
     fn product(self, other: Self) -> (Self, Self) {
@@ -80,11 +85,13 @@ pub(crate) trait Value:
         (self.clone().if_positive(large.clone(), small.clone()), self.if_positive(small, large))
     }
 
-    /// self * s(t + rest), for a rest that t rounded away.
+    /// self * s(t + rest), for a rest of at most 2^-8 that t leaves out.
     fn times_sigmoid(self, t: Self, rest: Self) -> Self {
         // d(-|t|) = -sign(t) dt
         let change = t.clone().if_positive(-rest.clone(), rest);
         let (e, scale) = (-t.clone().abs()).exp_factors();
+        // e^change to its third term
+        let change = change.clone() + Self::lit(0.5) * (change.clone() * change);
         let e = e.clone() + e * change;
         let large = self / (Self::lit(1.0) + e.clone() * scale.clone());
         t.if_positive(large.clone(), large * e * scale)

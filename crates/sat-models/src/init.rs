@@ -2,10 +2,11 @@
 
 use burn::module::Param;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
-use burn::nn::{BatchNorm, BatchNormConfig, Linear, LinearConfig, PaddingConfig2d};
-use burn::tensor::{Device, TensorData};
+use burn::nn::{Linear, LinearConfig, PaddingConfig2d};
+use burn::tensor::{Device, Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
+use sat_core::{ActivationConfig, BatchNormAct, BatchNormActConfig};
 use serde::{Deserialize, Serialize};
 
 /// How the weights of a network are drawn.
@@ -41,10 +42,6 @@ impl<'a> LayerBuilder<'a> {
         Self { scheme, rng: ChaCha8Rng::seed_from_u64(seed), device }
     }
 
-    pub(crate) fn device(&self) -> &Device {
-        self.device
-    }
-
     /// A square convolution without bias, padded so that stride 1 keeps the size.
     pub(crate) fn conv(
         &mut self,
@@ -65,28 +62,22 @@ impl<'a> LayerBuilder<'a> {
         conv
     }
 
-    /// BatchNorm with γ = 1.
-    pub(crate) fn norm(&self, channels: usize) -> BatchNorm {
-        self.norm_with_gamma(channels, 1.0)
+    /// BatchNorm with γ = 1 and the activation behind it.
+    pub(crate) fn norm(&self, channels: usize, activation: &ActivationConfig) -> BatchNormAct {
+        BatchNormActConfig::new(channels).with_activation(activation.clone()).init(self.device)
     }
 
-    /// The BatchNorm that ends a residual branch.
-    pub(crate) fn last_norm(&self, channels: usize) -> BatchNorm {
-        let gamma = match self.scheme {
-            Initialization::Paper => 0.0,
-            Initialization::Torchvision => 1.0,
-        };
-        self.norm_with_gamma(channels, gamma)
+    /// The BatchNorm of a shortcut: γ = 1 and no activation.
+    pub(crate) fn shortcut_norm(&self, channels: usize) -> BatchNormAct {
+        BatchNormActConfig::new(channels).init(self.device)
     }
 
-    fn norm_with_gamma(&self, channels: usize, gamma: f32) -> BatchNorm {
-        let vector = |value: f32| {
-            let data = TensorData::new(vec![value; channels], [channels]);
-            Param::from_data(data, self.device)
-        };
-        let mut norm = BatchNormConfig::new(channels).init(self.device);
-        norm.gamma = vector(gamma);
-        norm.beta = vector(0.0);
+    /// The BatchNorm that ends a residual branch, with the activation behind the sum.
+    pub(crate) fn last_norm(&self, channels: usize, activation: &ActivationConfig) -> BatchNormAct {
+        let mut norm = self.norm(channels, activation);
+        if self.scheme == Initialization::Paper {
+            norm.gamma = Param::from_tensor(Tensor::zeros([channels], self.device));
+        }
         norm
     }
 

@@ -1,10 +1,10 @@
 //! Residual networks of basic blocks, for small images.
 
 use burn::module::Module;
+use burn::nn::Linear;
 use burn::nn::conv::Conv2d;
-use burn::nn::{BatchNorm, Linear};
 use burn::tensor::{Device, Tensor};
-use sat_core::{Activation, ActivationConfig, ActivationError, Gradient};
+use sat_core::{ActivationConfig, ActivationError, BatchNormAct, Gradient, SharedParameters};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -189,7 +189,7 @@ impl ResNetConfig {
         }
         let mut layers = LayerBuilder::new(self.initialization, seed, device);
         let conv1 = layers.conv([self.input_channels, self.stem.channels], 3, self.stem.stride);
-        let bn1 = layers.norm(self.stem.channels);
+        let bn1 = layers.norm(self.stem.channels, &self.activation);
         let mut channels = self.stem.channels;
         let mut stages = Vec::with_capacity(self.stages.len());
         for stage in &self.stages {
@@ -197,64 +197,60 @@ impl ResNetConfig {
             for i in 0..stage.blocks {
                 let stride = if i == 0 { stage.stride } else { 1 };
                 let shape = [channels, stage.channels];
-                blocks.push(BasicBlock::new(shape, stride, self.activation.clone(), &mut layers));
+                blocks.push(BasicBlock::new(shape, stride, &self.activation, &mut layers));
                 channels = stage.channels;
             }
             stages.push(blocks);
         }
         let fc = layers.linear(channels, self.classes);
-        ResNet { conv1, bn1, act1: self.activation.init(device), stages, fc }
+        let shared = self.activation.init_shared(device);
+        ResNet { conv1, bn1, stages, fc, shared }
     }
 }
 
-/// conv1 – bn1 – act1 – conv2 – bn2 – add the shortcut – act2.
+/// conv1 – bn1 with its activation – conv2 – bn2 with the sum of the shortcut and its activation.
 ///
 /// The shortcut is the identity, or a strided 1×1 convolution and BatchNorm (`downsample`, as in
 /// torchvision) where the shape changes.
 #[derive(Module, Debug)]
 struct BasicBlock {
     conv1: Conv2d,
-    bn1: BatchNorm,
-    act1: Activation,
+    bn1: BatchNormAct,
     conv2: Conv2d,
-    bn2: BatchNorm,
-    act2: Activation,
-    downsample: Option<(Conv2d, BatchNorm)>,
+    bn2: BatchNormAct,
+    downsample: Option<(Conv2d, BatchNormAct)>,
 }
 
 impl BasicBlock {
     fn new(
         [c_in, c_out]: [usize; 2],
         stride: usize,
-        activation: ActivationConfig,
+        activation: &ActivationConfig,
         layers: &mut LayerBuilder<'_>,
     ) -> Self {
         let reshapes = stride != 1 || c_in != c_out;
         Self {
             conv1: layers.conv([c_in, c_out], 3, stride),
-            bn1: layers.norm(c_out),
-            act1: activation.init(layers.device()),
+            bn1: layers.norm(c_out, activation),
             conv2: layers.conv([c_out, c_out], 3, 1),
-            bn2: layers.last_norm(c_out),
-            act2: activation.init(layers.device()),
+            bn2: layers.last_norm(c_out, activation),
             downsample: reshapes
-                .then(|| (layers.conv([c_in, c_out], 1, stride), layers.norm(c_out))),
+                .then(|| (layers.conv([c_in, c_out], 1, stride), layers.shortcut_norm(c_out))),
         }
     }
 
-    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+    fn forward(&self, x: Tensor<4>, shared: Option<&SharedParameters>) -> Tensor<4> {
         let shortcut = match &self.downsample {
             Some((conv, norm)) => norm.forward(conv.forward(x.clone())),
             None => x.clone(),
         };
-        let x = self.act1.forward(self.bn1.forward(self.conv1.forward(x)));
-        let x = self.bn2.forward(self.conv2.forward(x));
-        self.act2.forward(x + shortcut)
+        let x = self.bn1.forward_shared(self.conv1.forward(x), None, shared);
+        self.bn2.forward_shared(self.conv2.forward(x), Some(shortcut), shared)
     }
 
     fn with_gradient(mut self, gradient: Gradient) -> Self {
-        self.act1 = self.act1.with_gradient(gradient);
-        self.act2 = self.act2.with_gradient(gradient);
+        self.bn1 = self.bn1.with_gradient(gradient);
+        self.bn2 = self.bn2.with_gradient(gradient);
         self
     }
 }
@@ -267,10 +263,10 @@ impl BasicBlock {
 #[derive(Module, Debug)]
 pub struct ResNet {
     conv1: Conv2d,
-    bn1: BatchNorm,
-    act1: Activation,
+    bn1: BatchNormAct,
     stages: Vec<Vec<BasicBlock>>,
     fc: Linear,
+    shared: Option<SharedParameters>,
 }
 
 impl ResNet {
@@ -285,8 +281,9 @@ impl ResNet {
     ///
     /// If the images do not have `input_channels` channels or are on another device.
     pub fn forward(&self, images: Tensor<4>) -> Tensor<2> {
-        let x = self.act1.forward(self.bn1.forward(self.conv1.forward(images)));
-        let x = self.stages.iter().flatten().fold(x, |x, block| block.forward(x));
+        let shared = self.shared.as_ref();
+        let x = self.bn1.forward_shared(self.conv1.forward(images), None, shared);
+        let x = self.stages.iter().flatten().fold(x, |x, block| block.forward(x, shared));
         let pooled: Tensor<2> = x.flatten::<3>(2, 3).mean_dim(2).squeeze_dim(2);
         self.fc.forward(pooled)
     }
@@ -298,7 +295,7 @@ impl ResNet {
     ///
     /// If a parameter of the curve is not finite and positive.
     pub fn with_gradient(mut self, gradient: Gradient) -> Self {
-        self.act1 = self.act1.with_gradient(gradient);
+        self.bn1 = self.bn1.with_gradient(gradient);
         self.stages = self
             .stages
             .into_iter()
@@ -316,12 +313,15 @@ impl sat_attack::Classifier for ResNet {
 }
 
 impl StateDict for ResNet {
-    /// torchvision counts its stages from `layer1`.
+    /// torchvision counts its stages from `layer1`. The activation behind `bn1` is named `act1`, as if
+    /// it stood beside it.
     fn state_key(path: &str) -> String {
         let staged = path.strip_prefix("stages.").and_then(|rest| rest.split_once('.'));
-        match staged.and_then(|(stage, rest)| Some((stage.parse::<usize>().ok()?, rest))) {
+        let path = match staged.and_then(|(stage, rest)| Some((stage.parse::<usize>().ok()?, rest)))
+        {
             Some((stage, rest)) => format!("layer{}.{rest}", stage + 1),
             None => path.to_owned(),
-        }
+        };
+        path.replace("bn1.activation.", "act1.").replace("bn2.activation.", "act2.")
     }
 }

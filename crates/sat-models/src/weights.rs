@@ -18,8 +18,8 @@ use crate::resnet::ResNetConfig;
 /// A module whose tensors have names in PyTorch's state-dict convention.
 ///
 /// Only tensors of floats are covered; parameters that are integers or booleans are not stored.
-/// Burn's layers are translated for every module: BatchNorm's `gamma` and `beta` are `weight` and
-/// `bias`, and a linear weight, `[in, out]` in Burn, is `[out, in]` in the file.
+/// Layers are translated for every module: the `gamma` and `beta` of Burn's BatchNorm and of
+/// [`BatchNormAct`](sat_core::BatchNormAct) are `weight` and `bias`, and a linear weight, `[in, out]` in Burn, is `[out, in]` in the file.
 pub trait StateDict: Module {
     /// The PyTorch name of the tensor at `path`: field names and indices joined by dots, as in
     /// `fc.weight` or `stages.0.2.bn1.running_mean`. Different paths must give different names.
@@ -480,8 +480,8 @@ impl Place {
     fn key<M: StateDict>(&self) -> String {
         let mut names: Vec<&str> = self.fields.iter().map(|(name, _)| name.as_str()).collect();
         let torch_name = match self.last() {
-            ("gamma", "Struct:BatchNorm") => "weight",
-            ("beta", "Struct:BatchNorm") => "bias",
+            ("gamma", "Struct:BatchNorm" | "Struct:BatchNormAct") => "weight",
+            ("beta", "Struct:BatchNorm" | "Struct:BatchNormAct") => "bias",
             (name, _) => name,
         };
         names.pop();
@@ -498,7 +498,9 @@ impl Place {
 
     fn role(&self) -> Role {
         match self.last() {
-            ("running_mean" | "running_var", "Struct:BatchNorm") => Role::RunningStatistic,
+            ("running_mean" | "running_var", "Struct:BatchNorm" | "Struct:BatchNormAct") => {
+                Role::RunningStatistic
+            }
             _ => Role::Parameter,
         }
     }

@@ -113,14 +113,14 @@ fn arguments<B: Backend>(
 }
 
 /// Half-precision numbers are computed on in f32.
-fn widen<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+pub(crate) fn widen<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     match x.dtype() {
         DType::F16 | DType::BF16 => B::float_cast(x, FloatDType::F32),
         _ => x,
     }
 }
 
-fn narrow<B: Backend>(x: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
+pub(crate) fn narrow<B: Backend>(x: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
     if x.dtype() == dtype { x } else { B::float_cast(x, dtype.into()) }
 }
 

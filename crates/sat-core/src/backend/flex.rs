@@ -3,7 +3,7 @@
 //! One pass over the data each way, in parallel chunks, with the widest instruction set the machine
 //! has, in place where nobody else holds the buffer. The formulas are those of [`crate::curve`].
 
-use super::{ActivationBackend, Pair};
+use super::{ActivationBackend, Pair, norm::Number};
 use crate::{
     curve::{Curve, Formula, Visitor},
     lane::Lane,
@@ -21,12 +21,12 @@ use core::{marker::PhantomData, mem::MaybeUninit};
 use rayon::prelude::*;
 
 /// Elements a thread takes at a time.
-const CHUNK: usize = 32 * 1024;
+pub(super) const CHUNK: usize = 32 * 1024;
 /// Tensors up to this size run on the calling thread: waking others costs about 10 microseconds, in
 /// which one thread computes 50,000 to 200,000 elements.
-const SERIAL: usize = 4 * CHUNK;
+pub(super) const SERIAL: usize = 4 * CHUNK;
 /// Elements that stay in the first-level cache between copying, computing and writing.
-const BLOCK: usize = 1024;
+pub(super) const BLOCK: usize = 1024;
 /// Outputs of so many bytes are written past the caches, which could not hold them and the input
 /// until somebody reads them.
 const STREAMED: usize = 16 << 20;
@@ -97,6 +97,8 @@ macro_rules! by_dtype {
         }
     };
 }
+
+pub(super) use by_dtype;
 
 // --- Operations, one per formula and number type ---
 
@@ -177,7 +179,7 @@ fn is_dense(layout: &Layout) -> bool {
 }
 
 /// The layout of a new buffer that holds the range [start, ..) of the old one.
-fn moved(layout: &Layout, start: usize) -> Layout {
+pub(super) fn moved(layout: &Layout, start: usize) -> Layout {
     Layout::new(layout.shape().clone(), layout.strides().to_vec(), layout.start_offset() - start)
 }
 
@@ -344,7 +346,7 @@ fn stream<E: bytemuck::Pod>(from: &[E], to: &mut [MaybeUninit<E>]) {
 // --- Number types ---
 
 /// A number type of tensors.
-trait Stored: Element + bytemuck::Pod + Send + Sync {
+pub(super) trait Stored: Element + bytemuck::Pod + Send + Sync {
     /// What the arithmetic is done in.
     type Work: Work;
     /// Hands the elements to `f` for reading.
@@ -393,7 +395,7 @@ stored_in_half!(f16);
 stored_in_half!(bf16);
 
 /// A number type of arithmetic, with the three loops over it.
-trait Work: Copy {
+pub(super) trait Work: Number {
     /// x = f(x)
     fn values<F: Formula>(x: &mut [Self], parameters: [f64; 2]);
     /// grad = grad * f'(x)

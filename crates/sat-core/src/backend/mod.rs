@@ -12,6 +12,9 @@ mod composed;
 mod cube;
 #[cfg(feature = "flex")]
 mod flex;
+mod norm;
+
+pub use norm::{NormBackend, Optional};
 
 use crate::{activation::Gradient, curve::Curve};
 use burn::{

@@ -17,12 +17,10 @@ fn argument<V: Value>(x: V) -> (V, V) {
     let (c1, c1_rest) = V::split(SCALE * CUBIC);
     let (square, square_rest) = x.clone().product(x.clone());
     let (term, term_rest) = c1.clone().product(square.clone());
-    let sum = term.clone() + c0.clone();
-    // Exact, because c0 and the term are positive: whichever is larger comes first.
-    let larger_term = term.clone() - (sum.clone() - c0.clone());
-    let larger_c0 = c0.clone() - (sum.clone() - term.clone());
-    let lost = (term - c0).if_positive(larger_c0, larger_term);
-    let rest = lost + c0_rest + term_rest + c1 * square_rest + c1_rest * square;
+    // Where it matters the sum of twelve digits each is exact, in whatever order a compiler adds.
+    let ((c0_high, c0_low), (term_high, term_low)) = (c0.digits(), term.digits());
+    let sum = term_high + c0_high;
+    let rest = term_low + (c0_low + c0_rest) + term_rest + c1 * square_rest + c1_rest * square;
     let (u2, u2_rest) = x.clone().product(sum);
     (u2, u2_rest + x * rest)
 }

@@ -27,7 +27,7 @@ pub(crate) fn devices() -> Vec<(&'static str, Device)> {
     devices
 }
 
-#[allow(dead_code)]
+#[allow(dead_code, reason = "not every test has vectors")]
 pub(crate) fn vector(values: &[f32], device: &Device) -> Tensor<1> {
     Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), device)
 }

@@ -72,6 +72,10 @@ mod step {
             let bits: Vector<i32, N> = Vector::reinterpret(x);
             bits + Vector::new(0x3f80_0000 - 0x3f35_04f3)
         }
+        high(x: F<N>) -> F<N> {
+            let bits: Vector<u32, N> = Vector::reinterpret(x);
+            Vector::reinterpret(bits & Vector::new(0xffff_f000))
+        }
         exponent(bits: I<N>) -> I<N> { (bits >> Vector::new(23)) - Vector::new(127) }
         fraction(bits: I<N>) -> F<N> {
             Vector::reinterpret((bits & Vector::new(0x007f_ffff)) + Vector::new(0x3f35_04f3))
@@ -211,6 +215,10 @@ impl<'a, N: Size> Single for Recorded<'a, N> {
         (Recorded::Vector(scope, rounded), (scope, NativeExponent(k)))
     }
 
+    fn again(_: Self, (scope, k): Self::Exponent) -> Self {
+        Recorded::Vector(scope, step::to_number::expand::<N>(scope, k.0))
+    }
+
     fn power((scope, k): Self::Exponent) -> Self {
         Recorded::Vector(scope, step::power::expand::<N>(scope, k.0))
     }
@@ -257,9 +265,21 @@ impl<N: Size> Value for Recorded<'_, N> {
     fn split(c: f64) -> (Self, Self) {
         (Constant(f64::from(c as f32)), Constant(c - f64::from(c as f32)))
     }
+    fn digits(self) -> (Self, Self) {
+        let high = match self.clone() {
+            Recorded::Vector(scope, x) => {
+                Recorded::Vector(scope, step::high::expand::<N>(scope, x))
+            }
+            Constant(c) => Constant(f64::from(f32::from_bits((c as f32).to_bits() & 0xffff_f000))),
+        };
+        (high.clone(), self - high)
+    }
     fn product(self, other: Self) -> (Self, Self) {
+        // Dekker 1971, because a fused multiply-add is not fused on every driver.
         let product = self.clone() * other.clone();
-        let rest = self.fma(other, -product.clone());
+        let ((x_high, x_low), (y_high, y_low)) = (self.digits(), other.digits());
+        let rest = x_high.clone() * y_high.clone() - product.clone();
+        let rest = rest + (x_high * y_low.clone() + x_low.clone() * y_high) + x_low * y_low;
         let in_range = product.clone().abs() - Constant(1e4);
         (product, in_range.if_nonpositive(rest, Constant(0.0)))
     }

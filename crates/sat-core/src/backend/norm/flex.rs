@@ -1,0 +1,856 @@
+//! Fused loops for Flex, Burn's CPU backend.
+//!
+//! Every operation is one pass over memory. A block of [`BLOCK`] elements is read, normalised,
+//! activated and written while it stays in the first-level cache, so the steps on it can be separate
+//! loops: one for each curve, and few that know nothing of curves.
+
+use super::{
+    super::{
+        Pair,
+        flex::{BLOCK, CHUNK, SERIAL, Stored, Work, by_dtype, moved},
+    },
+    NormBackend, Optional,
+};
+use crate::{
+    curve::{Curve, Formula, Visitor},
+    lane::Lane,
+    value::Value,
+};
+use burn::{
+    backend::{
+        Flex,
+        flex::{FlexTensor, Layout},
+        tensor::FloatTensor,
+    },
+    tensor::{Bytes, DType, Element, ElementConversion, bf16, f16},
+};
+use core::{
+    marker::PhantomData,
+    mem::MaybeUninit,
+    ops::{Add, AddAssign, Mul, Range, Sub},
+};
+use rayon::prelude::*;
+use std::sync::Mutex;
+
+impl NormBackend for Flex {
+    fn affine_activation(
+        x: FloatTensor<Self>,
+        affine: FloatTensor<Self>,
+        residual: Optional<Self>,
+        activation: Option<Pair>,
+    ) -> FloatTensor<Self> {
+        by_dtype!(x.dtype(), E => {
+            let (planes, [x], residual) = aligned([x], residual.into_option());
+            let z = Preactivation::<E>::new(planes, None, &affine, &residual, activation);
+            rewrite::<E, _>(x, || (), |(), at, x, y| {
+                z.compute(at, x, y);
+                z.activation.values(y);
+            }).0
+        })
+    }
+
+    fn channel_statistics(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        by_dtype!(x.dtype(), E => {
+            let (planes, [x], _) = aligned([x], None);
+            let n = x.tensor.layout().num_elements();
+            statistics::<E>(planes, &x.elements::<E>()[..n])
+        })
+    }
+
+    fn affine_activation_backward(
+        x: FloatTensor<Self>,
+        affine: FloatTensor<Self>,
+        residual: Optional<Self>,
+        grad: FloatTensor<Self>,
+        activation: Option<Pair>,
+        correction: Optional<Self>,
+    ) -> FloatTensor<Self> {
+        by_dtype!(x.dtype(), E => {
+            let (planes, [x, grad], residual) = aligned([x, grad], residual.into_option());
+            let z = Preactivation::<E>::new(planes, Some(&x), &affine, &residual, activation);
+            let correction = correction.into_option();
+            let correction = correction.map(|rows| [0, 1].map(|row| vector::<E>(&rows, row)));
+            rewrite::<E, _>(grad, || (), |(), at, grad, dx| {
+                z.gradient(at, grad, dx);
+                match &correction {
+                    None => scale(planes, at, dx, &z.scale),
+                    Some([constant, linear]) => E::with_read(z.x_at(at, dx.len()), |x| {
+                        let vectors = [&z.mean, &z.scale, constant, linear];
+                        input_gradient(planes, at, x, dx, vectors.map(Vec::as_slice));
+                    }),
+                }
+            }).0
+        })
+    }
+
+    fn affine_activation_backward_both(
+        x: FloatTensor<Self>,
+        affine: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        activation: Pair,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        by_dtype!(x.dtype(), E => {
+            let (planes, [x, grad], residual) = aligned([x, grad], Some(residual));
+            let z = Preactivation::<E>::new(planes, Some(&x), &affine, &residual, Some(activation));
+            let layout = moved(grad.tensor.layout(), grad.start);
+            let n = layout.num_elements();
+            let mut dx = Vec::<E>::with_capacity(n);
+            let out = SecondOutput::new(&mut dx.spare_capacity_mut()[..n]);
+            let (dz, _) = rewrite::<E, _>(grad, buffer::<E>, |dx, at, grad, dz| {
+                z.gradient(at, grad, dz);
+                let dx = &mut dx[..dz.len()];
+                dx.copy_from_slice(dz);
+                scale(planes, at, dx, &z.scale);
+                out.write(at, dx);
+            });
+            // SAFETY: `rewrite` went over blocks that cover all n elements, and each was written.
+            unsafe { dx.set_len(n) };
+            (FlexTensor::new(Bytes::from_elems(dx), layout, E::dtype()), dz)
+        })
+    }
+
+    fn affine_activation_sums(
+        x: FloatTensor<Self>,
+        affine: FloatTensor<Self>,
+        residual: Optional<Self>,
+        grad: FloatTensor<Self>,
+        activation: Option<Pair>,
+    ) -> FloatTensor<Self> {
+        by_dtype!(x.dtype(), E => {
+            let (planes, [x, grad], residual) = aligned([x, grad], residual.into_option());
+            let z = Preactivation::<E>::new(planes, Some(&x), &affine, &residual, activation);
+            let n = grad.tensor.layout().num_elements();
+            let grad = &grad.elements::<E>()[..n];
+            let sums = Sums::over_chunks(planes, n, |range, sums| {
+                let mut dz = buffer::<E>();
+                for (at, grad) in blocks(range.start, &grad[range]) {
+                    let dz = &mut dz[..grad.len()];
+                    z.gradient(at, grad, dz);
+                    z.add_to(sums, at, dz);
+                }
+            });
+            sums.into_tensor::<E>()
+        })
+    }
+
+    fn affine_activation_residual_sums(
+        x: FloatTensor<Self>,
+        affine: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        activation: Pair,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        by_dtype!(x.dtype(), E => {
+            let (planes, [x, grad], residual) = aligned([x, grad], Some(residual));
+            let z = Preactivation::<E>::new(planes, Some(&x), &affine, &residual, Some(activation));
+            let start = || Sums::new(planes);
+            let (dz, sums) = rewrite::<E, _>(grad, start, |sums, at, grad, dz| {
+                z.gradient(at, grad, dz);
+                z.add_to(sums, at, dz);
+            });
+            (dz, Sums::total(planes, sums).into_tensor::<E>())
+        })
+    }
+}
+
+// --- Tensors as planes of channels ---
+
+/// How the channels lie in a dense buffer: element i belongs to channel (i / inner) % channels.
+/// `inner` is the number of pixels for NCHW and 1 for channels-last.
+#[derive(Clone, Copy)]
+struct Planes {
+    channels: usize,
+    inner: usize,
+}
+
+impl Planes {
+    fn of(layout: &Layout) -> Option<Self> {
+        let shape = layout.shape();
+        let channels = shape[1];
+        if layout.is_contiguous() {
+            return Some(Self { channels, inner: shape[2..].iter().product() });
+        }
+        let axes: Vec<usize> = (0..shape.num_dims()).filter(|axis| *axis != 1).chain([1]).collect();
+        layout.permute(&axes).is_contiguous().then_some(Self { channels, inner: 1 })
+    }
+
+    /// The runs of one channel within a block: (channel, range).
+    #[inline(always)]
+    fn runs(self, at: usize, len: usize) -> Runs {
+        let channel = at / self.inner % self.channels;
+        Runs { planes: self, channel, start: 0, end: self.inner - at % self.inner, len }
+    }
+
+    /// For `inner` = 1: the runs of channels that follow each other, (channels, range).
+    #[inline(always)]
+    fn pixels(self, at: usize, len: usize) -> Pixels {
+        Pixels { planes: self, channel: at % self.channels, start: 0, len }
+    }
+}
+
+struct Runs {
+    planes: Planes,
+    channel: usize,
+    start: usize,
+    end: usize,
+    len: usize,
+}
+
+impl Iterator for Runs {
+    type Item = (usize, Range<usize>);
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.start >= self.len {
+            return None;
+        }
+        let run = (self.channel, self.start..self.end.min(self.len));
+        self.channel = if self.channel + 1 == self.planes.channels { 0 } else { self.channel + 1 };
+        (self.start, self.end) = (self.end, self.end + self.planes.inner);
+        Some(run)
+    }
+}
+
+struct Pixels {
+    planes: Planes,
+    channel: usize,
+    start: usize,
+    len: usize,
+}
+
+impl Iterator for Pixels {
+    type Item = (Range<usize>, Range<usize>);
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.start >= self.len {
+            return None;
+        }
+        let run = (self.planes.channels - self.channel).min(self.len - self.start);
+        let (channel, start) = (self.channel, self.start);
+        (self.channel, self.start) = (0, start + run);
+        Some((channel..channel + run, start..start + run))
+    }
+}
+
+/// A tensor whose elements fill one range of its buffer.
+struct Dense {
+    tensor: FlexTensor,
+    start: usize,
+}
+
+impl Dense {
+    fn elements<E: Element + bytemuck::Pod>(&self) -> &[E] {
+        &self.tensor.storage::<E>()[self.start..]
+    }
+}
+
+/// Tensors of one shape as dense buffers in the same order of elements. What is channels-last stays
+/// so if all are.
+fn aligned<const N: usize>(
+    tensors: [FlexTensor; N],
+    residual: Option<FlexTensor>,
+) -> (Planes, [Dense; N], Option<Dense>) {
+    let first = &tensors[0];
+    for other in tensors.iter().chain(&residual) {
+        let (other_layout, layout) = (other.layout(), first.layout());
+        assert_eq!(
+            other_layout.shape(),
+            layout.shape(),
+            "x, residual and gradient differ in shape"
+        );
+        assert_eq!(other.dtype(), first.dtype(), "x, residual and gradient differ in type");
+    }
+    let planes = Planes::of(first.layout()).filter(|planes| {
+        tensors.iter().chain(&residual).all(|other| {
+            Planes::of(other.layout()).is_some_and(|other| other.inner == planes.inner)
+        })
+    });
+    let dense = |tensor: FlexTensor| match planes {
+        Some(_) => Dense { start: tensor.layout().start_offset(), tensor },
+        None => Dense { tensor: tensor.to_contiguous(), start: 0 },
+    };
+    let shape = first.layout().shape().clone();
+    let planes_or_contiguous =
+        planes.unwrap_or_else(|| Planes { channels: shape[1], inner: shape[2..].iter().product() });
+    (planes_or_contiguous, tensors.map(dense), residual.map(dense))
+}
+
+/// A row of a tensor of channel vectors.
+fn vector<E: Stored>(vectors: &FlexTensor, row: usize) -> Vec<E::Work> {
+    let vectors = vectors.to_contiguous();
+    let channels = vectors.layout().shape()[1];
+    let start = vectors.layout().start_offset() + row * channels;
+    vectors.storage::<E::Work>()[start..start + channels].to_vec()
+}
+
+/// z = (x - m) s + b (+ r), block by block, and what follows it.
+struct Preactivation<'a, E: Stored> {
+    planes: Planes,
+    x: &'a [E],
+    residual: Option<&'a [E]>,
+    mean: Vec<E::Work>,
+    scale: Vec<E::Work>,
+    shift: Vec<E::Work>,
+    activation: ActivationLoops<E::Work>,
+}
+
+impl<'a, E: Stored> Preactivation<'a, E> {
+    /// Without an x, only [`compute`](Self::compute) may be called.
+    fn new(
+        planes: Planes,
+        x: Option<&'a Dense>,
+        affine: &FlexTensor,
+        residual: &'a Option<Dense>,
+        activation: Option<Pair>,
+    ) -> Self {
+        let [mean, scale, shift] = [0, 1, 2].map(|row| vector::<E>(affine, row));
+        let x = x.map_or(&[][..], Dense::elements);
+        let residual = residual.as_ref().map(Dense::elements);
+        let activation = ActivationLoops::new(activation);
+        Self { planes, x, residual, mean, scale, shift, activation }
+    }
+
+    fn x_at(&self, at: usize, len: usize) -> &[E] {
+        &self.x[at..at + len]
+    }
+
+    /// z of a block of x.
+    fn compute(&self, at: usize, x: &[E], z: &mut [E::Work]) {
+        let vectors = [&self.mean[..], &self.scale, &self.shift];
+        E::with_read(x, |x| match self.residual {
+            None => affine(self.planes, at, x, None, z, vectors),
+            Some(residual) => E::with_read(&residual[at..at + x.len()], |residual| {
+                affine(self.planes, at, x, Some(residual), z, vectors);
+            }),
+        });
+    }
+
+    /// The gradient for z from the gradient for y.
+    fn gradient(&self, at: usize, grad: &[E], dz: &mut [E::Work]) {
+        if self.activation.is_identity() {
+            return E::with_read(grad, |grad| dz.copy_from_slice(grad));
+        }
+        self.compute(at, self.x_at(at, dz.len()), dz);
+        E::with_read(grad, |grad| self.activation.gradient(dz, grad));
+    }
+
+    /// Adds dz and dz (x - m) to the sums.
+    fn add_to(&self, sums: &mut Sums, at: usize, dz: &[E::Work]) {
+        let sums = [&mut sums.first[..], &mut sums.second[..]];
+        E::with_read(self.x_at(at, dz.len()), |x| {
+            gradient_sums(self.planes, at, x, dz, &self.mean, sums);
+        });
+    }
+}
+
+/// The loops of an activation, looked up once.
+struct ActivationLoops<W> {
+    value: Option<CurveLoops<W>>,
+    slope: Option<CurveLoops<W>>,
+}
+
+/// The loops of a curve and its parameter.
+struct CurveLoops<W> {
+    values: fn(&mut [W], [f64; 2]),
+    gradient: fn(&mut [W], &[W], [f64; 2]),
+    parameters: [f64; 2],
+}
+
+impl<W: Work> CurveLoops<W> {
+    fn of(curve: Curve) -> Self {
+        struct Lookup<W>(PhantomData<W>);
+        impl<W: Work> Visitor for Lookup<W> {
+            type Output = CurveLoops<W>;
+            fn visit<F: Formula>(self, parameters: [f64; 2]) -> CurveLoops<W> {
+                CurveLoops { values: W::values::<F>, gradient: gradient::<W, F>, parameters }
+            }
+        }
+        curve.visit(Lookup(PhantomData))
+    }
+}
+
+impl<W: Work> ActivationLoops<W> {
+    fn new(activation: Option<Pair>) -> Self {
+        Self {
+            value: activation.map(|pair| CurveLoops::of(pair.value)),
+            slope: activation.map(|pair| CurveLoops::of(pair.slope())),
+        }
+    }
+
+    fn is_identity(&self) -> bool {
+        self.slope.is_none()
+    }
+
+    /// z becomes f(z).
+    fn values(&self, z: &mut [W]) {
+        if let Some(curve) = &self.value {
+            (curve.values)(z, curve.parameters);
+        }
+    }
+
+    /// z becomes grad f'(z).
+    fn gradient(&self, z: &mut [W], grad: &[W]) {
+        if let Some(curve) = &self.slope {
+            (curve.gradient)(z, grad, curve.parameters);
+        }
+    }
+}
+
+// --- Passes over tensors ---
+
+fn buffer<E: Stored>() -> [E::Work; BLOCK] {
+    [<E as Stored>::Work::ZERO; BLOCK]
+}
+
+/// Calls `f(number, chunk)` on chunks of [`CHUNK`] elements, in parallel if it pays, and returns what
+/// it returns in order.
+fn map_chunks<T: Send, S: Send>(
+    all: &mut [T],
+    f: impl Fn((usize, &mut [T])) -> S + Sync,
+) -> Vec<S> {
+    if all.len() <= SERIAL {
+        all.chunks_mut(CHUNK).enumerate().map(f).collect()
+    } else {
+        all.par_chunks_mut(CHUNK).enumerate().map(&f).collect()
+    }
+}
+
+/// Computes a tensor block by block from one of the same shape: in its place where nobody else holds
+/// it, in a fresh buffer where somebody does. `f(state, position, old block, new block)` works on
+/// a chunk of blocks with one state; the states are returned in order.
+fn rewrite<E: Stored, S: Send>(
+    old: Dense,
+    state: impl Fn() -> S + Sync,
+    f: impl Fn(&mut S, usize, &[E], &mut [E::Work]) + Sync,
+) -> (FlexTensor, Vec<S>) {
+    let Dense { mut tensor, start } = old;
+    let n = tensor.layout().num_elements();
+    if n == 0 {
+        return (tensor, Vec::new());
+    }
+    if let Some(storage) = tensor.try_storage_mut::<E>() {
+        let states = map_chunks(&mut storage[start..start + n], |(i, chunk)| {
+            let (mut state, mut new) = (state(), buffer::<E>());
+            for (j, block) in chunk.chunks_mut(BLOCK).enumerate() {
+                let new = &mut new[..block.len()];
+                f(&mut state, i * CHUNK + j * BLOCK, block, new);
+                block.iter_mut().zip(new).for_each(|(out, new)| *out = new.elem());
+            }
+            state
+        });
+        return (tensor, states);
+    }
+    let old = &tensor.storage::<E>()[start..start + n];
+    let mut out = Vec::<E>::with_capacity(n);
+    let states = map_chunks(&mut out.spare_capacity_mut()[..n], |(i, chunk)| {
+        let (mut state, mut new) = (state(), buffer::<E>());
+        for (j, block) in chunk.chunks_mut(BLOCK).enumerate() {
+            let (at, new) = (i * CHUNK + j * BLOCK, &mut new[..block.len()]);
+            f(&mut state, at, &old[at..at + block.len()], new);
+            write(block, new);
+        }
+        state
+    });
+    // SAFETY: every one of the first n elements lies in a block, and every block was written.
+    unsafe { out.set_len(n) };
+    let layout = moved(tensor.layout(), start);
+    (FlexTensor::new(Bytes::from_elems(out), layout, tensor.dtype()), states)
+}
+
+fn write<E: Stored>(out: &mut [MaybeUninit<E>], new: &[E::Work]) {
+    for (out, new) in out.iter_mut().zip(new) {
+        out.write(new.elem());
+    }
+}
+
+/// A second output, in the blocks that [`rewrite`] goes over.
+struct SecondOutput<'a, E>(Vec<Mutex<&'a mut [MaybeUninit<E>]>>);
+
+impl<'a, E: Stored> SecondOutput<'a, E> {
+    fn new(out: &'a mut [MaybeUninit<E>]) -> Self {
+        Self(out.chunks_mut(CHUNK).map(Mutex::new).collect())
+    }
+
+    /// A chunk is worked on by one thread, so its lock is always free.
+    fn write(&self, at: usize, new: &[E::Work]) {
+        let mut chunk = self.0[at / CHUNK].lock().expect("no thread panicked with it");
+        let start = at % CHUNK;
+        write(&mut chunk[start..start + new.len()], new);
+    }
+}
+
+// --- Reductions ---
+
+/// Two sums for each channel.
+struct Sums {
+    first: Vec<f64>,
+    second: Vec<f64>,
+}
+
+impl Sums {
+    fn new(planes: Planes) -> Self {
+        Self { first: vec![0.0; planes.channels], second: vec![0.0; planes.channels] }
+    }
+
+    /// Sums over chunks of [`CHUNK`] elements, added up in order, so that the result does not depend
+    /// on the number of threads.
+    fn over_chunks(planes: Planes, n: usize, f: impl Fn(Range<usize>, &mut Sums) + Sync) -> Self {
+        let over_chunk = |chunk| {
+            let mut sums = Sums::new(planes);
+            f(chunk * CHUNK..n.min((chunk + 1) * CHUNK), &mut sums);
+            sums
+        };
+        let chunks = 0..n.div_ceil(CHUNK);
+        if n <= SERIAL {
+            return Self::total(planes, chunks.map(over_chunk));
+        }
+        let all: Vec<Sums> = chunks.into_par_iter().map(over_chunk).collect();
+        Self::total(planes, all)
+    }
+
+    fn total(planes: Planes, all: impl IntoIterator<Item = Sums>) -> Self {
+        let mut total = Sums::new(planes);
+        for sums in all {
+            total.first.iter_mut().zip(sums.first).for_each(|(total, sum)| *total += sum);
+            total.second.iter_mut().zip(sums.second).for_each(|(total, sum)| *total += sum);
+        }
+        total
+    }
+
+    /// `[2, channels]`
+    fn into_tensor<E: Stored>(self) -> FlexTensor {
+        let shape = [2, self.first.len()];
+        let rows: Vec<E::Work> =
+            self.first.into_iter().chain(self.second).map(|sum| sum.elem()).collect();
+        FlexTensor::new(Bytes::from_elems(rows), Layout::contiguous(shape.into()), E::Work::dtype())
+    }
+}
+
+/// Mean and variance in one pass, in f64: the sums of x - k and of its square, where k is the
+/// channel's first element. As k is one of the elements, (mean - k)^2 is at most n times the
+/// variance, so the difference of the sums loses no more than a factor n of f64's 2^53.
+fn statistics<E: Stored>(planes: Planes, x: &[E]) -> FlexTensor {
+    let mut first = vec![E::Work::ZERO; planes.channels];
+    for (channel, first) in first.iter_mut().enumerate() {
+        if let Some(x) = x.get(channel * planes.inner) {
+            *first = E::with_read(core::slice::from_ref(x), |x| x[0]);
+        }
+    }
+    let mut sums = Sums::over_chunks(planes, x.len(), |range, sums| {
+        for (at, block) in blocks(range.start, &x[range]) {
+            E::with_read(block, |x| {
+                let sums = [&mut sums.first[..], &mut sums.second[..]];
+                moments(planes, at, x, &first, sums);
+            });
+        }
+    });
+    let n = (x.len() / planes.channels.max(1)) as f64;
+    for ((sum, square), first) in sums.first.iter_mut().zip(&mut sums.second).zip(first) {
+        let offset = *sum / n;
+        let variance = *square / n - offset * offset;
+        *sum = first.into() + offset;
+        // Rounding may leave a constant channel just below zero. Not f64::max: it drops NaN.
+        *square = if variance < 0.0 { 0.0 } else { variance };
+    }
+    sums.into_tensor::<E>()
+}
+
+/// Blocks of at most [`BLOCK`] elements, with their positions.
+fn blocks<E>(start: usize, all: &[E]) -> impl Iterator<Item = (usize, &[E])> {
+    all.chunks(BLOCK).enumerate().map(move |(i, block)| (start + i * BLOCK, block))
+}
+
+// --- Number types and their loops ---
+
+/// A number type of arithmetic.
+pub(in crate::backend) trait Number:
+    Element
+    + bytemuck::Pod
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + AddAssign
+    + Into<f64>
+{
+    const ZERO: Self;
+    /// f'(z)
+    fn slope<F: Formula, const FMA: bool>(z: Self, parameters: [f64; 2]) -> Self;
+}
+
+impl Number for f32 {
+    const ZERO: Self = 0.0;
+    #[inline(always)]
+    fn slope<F: Formula, const FMA: bool>(z: Self, parameters: [f64; 2]) -> Self {
+        F::slope(Lane::<FMA>(z), parameters.map(Lane::lit)).0
+    }
+}
+
+impl Number for f64 {
+    const ZERO: Self = 0.0;
+    #[inline(always)]
+    fn slope<F: Formula, const FMA: bool>(z: Self, parameters: [f64; 2]) -> Self {
+        F::slope(z, parameters)
+    }
+}
+
+/// Sums over a run are kept in so many lanes: one would chain every addition to the one before it.
+const LANES: usize = 16;
+
+/// The loops, to be compiled once for each instruction set. Outside of the curves they multiply and
+/// add in two steps, so all of them give the same bits.
+mod loops {
+    use super::{Formula, LANES, Number, Planes};
+
+    /// z = (x - m) s + b (+ r)
+    #[inline(always)]
+    pub(super) fn affine<W: Number, const FMA: bool>(
+        planes: Planes,
+        at: usize,
+        x: &[W],
+        residual: Option<&[W]>,
+        z: &mut [W],
+        [mean, scale, shift]: [&[W]; 3],
+    ) {
+        if planes.inner == 1 {
+            for (c, run) in planes.pixels(at, x.len()) {
+                let vectors = mean[c.clone()].iter().zip(&scale[c.clone()]).zip(&shift[c]);
+                let elements = z[run.clone()].iter_mut().zip(&x[run.clone()]);
+                match residual {
+                    None => {
+                        for ((z, x), ((m, s), b)) in elements.zip(vectors) {
+                            *z = (*x - *m) * *s + *b;
+                        }
+                    }
+                    Some(r) => {
+                        for (((z, x), r), ((m, s), b)) in elements.zip(&r[run]).zip(vectors) {
+                            *z = (*x - *m) * *s + *b + *r;
+                        }
+                    }
+                }
+            }
+        } else {
+            for (c, run) in planes.runs(at, x.len()) {
+                let (m, s, b) = (mean[c], scale[c], shift[c]);
+                let elements = z[run.clone()].iter_mut().zip(&x[run.clone()]);
+                match residual {
+                    None => {
+                        for (z, x) in elements {
+                            *z = (*x - m) * s + b;
+                        }
+                    }
+                    Some(r) => {
+                        for ((z, x), r) in elements.zip(&r[run]) {
+                            *z = (*x - m) * s + b + *r;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// z = grad f'(z)
+    #[inline(always)]
+    pub(super) fn gradient<W: Number, F: Formula, const FMA: bool>(
+        z: &mut [W],
+        grad: &[W],
+        parameters: [f64; 2],
+    ) {
+        for (z, grad) in z.iter_mut().zip(grad) {
+            *z = *grad * W::slope::<F, FMA>(*z, parameters);
+        }
+    }
+
+    /// dz = s dz
+    #[inline(always)]
+    pub(super) fn scale<W: Number, const FMA: bool>(
+        planes: Planes,
+        at: usize,
+        dz: &mut [W],
+        scale: &[W],
+    ) {
+        if planes.inner == 1 {
+            for (c, run) in planes.pixels(at, dz.len()) {
+                for (dz, s) in dz[run].iter_mut().zip(&scale[c]) {
+                    *dz = *dz * *s;
+                }
+            }
+        } else {
+            for (c, run) in planes.runs(at, dz.len()) {
+                let s = scale[c];
+                for dz in &mut dz[run] {
+                    *dz = *dz * s;
+                }
+            }
+        }
+    }
+
+    /// dz = s dz - d - e (x - m), with the vectors m, s, d and e.
+    #[inline(always)]
+    pub(super) fn input_gradient<W: Number, const FMA: bool>(
+        planes: Planes,
+        at: usize,
+        x: &[W],
+        dz: &mut [W],
+        [mean, scale, constant, linear]: [&[W]; 4],
+    ) {
+        if planes.inner == 1 {
+            for (c, run) in planes.pixels(at, dz.len()) {
+                let moving = mean[c.clone()].iter().zip(&linear[c.clone()]);
+                let vectors = moving.zip(scale[c.clone()].iter().zip(&constant[c]));
+                let elements = dz[run.clone()].iter_mut().zip(&x[run]);
+                for ((dz, x), ((m, e), (s, d))) in elements.zip(vectors) {
+                    *dz = *dz * *s - *d - (*x - *m) * *e;
+                }
+            }
+        } else {
+            for (c, run) in planes.runs(at, dz.len()) {
+                let (m, s, d, e) = (mean[c], scale[c], constant[c], linear[c]);
+                for (dz, x) in dz[run.clone()].iter_mut().zip(&x[run]) {
+                    *dz = *dz * s - d - (*x - m) * e;
+                }
+            }
+        }
+    }
+
+    /// Adds dz and dz (x - m) to the sums of their channels: lanes over a run, then f64.
+    #[inline(always)]
+    pub(super) fn gradient_sums<W: Number, const FMA: bool>(
+        planes: Planes,
+        at: usize,
+        x: &[W],
+        dz: &[W],
+        mean: &[W],
+        [first, second]: [&mut [f64]; 2],
+    ) {
+        if planes.inner == 1 {
+            for (c, run) in planes.pixels(at, dz.len()) {
+                let sums = first[c.clone()].iter_mut().zip(&mut second[c.clone()]);
+                let elements = x[run.clone()].iter().zip(&dz[run]).zip(&mean[c]);
+                for ((first, second), ((x, dz), m)) in sums.zip(elements) {
+                    *first += (*dz).into();
+                    *second += (*dz * (*x - *m)).into();
+                }
+            }
+        } else {
+            for (c, run) in planes.runs(at, dz.len()) {
+                let m = mean[c];
+                let mut sums = [[W::ZERO; LANES]; 2];
+                let (x_body, x_rest) = x[run.clone()].as_chunks::<LANES>();
+                let (dz_body, dz_rest) = dz[run].as_chunks::<LANES>();
+                for (x, dz) in x_body.iter().zip(dz_body) {
+                    for lane in 0..LANES {
+                        sums[0][lane] += dz[lane];
+                        sums[1][lane] += dz[lane] * (x[lane] - m);
+                    }
+                }
+                for (lane, (x, dz)) in x_rest.iter().zip(dz_rest).enumerate() {
+                    sums[0][lane] += *dz;
+                    sums[1][lane] += *dz * (*x - m);
+                }
+                first[c] += total(sums[0]);
+                second[c] += total(sums[1]);
+            }
+        }
+    }
+
+    /// Adds x - k and its square to the sums of their channels, all in f64.
+    #[inline(always)]
+    pub(super) fn moments<W: Number, const FMA: bool>(
+        planes: Planes,
+        at: usize,
+        x: &[W],
+        origin: &[W],
+        [first, second]: [&mut [f64]; 2],
+    ) {
+        if planes.inner == 1 {
+            for (c, run) in planes.pixels(at, x.len()) {
+                let sums = first[c.clone()].iter_mut().zip(&mut second[c.clone()]);
+                for ((first, second), (x, k)) in sums.zip(x[run].iter().zip(&origin[c])) {
+                    let d = (*x).into() - (*k).into();
+                    *first += d;
+                    *second += d * d;
+                }
+            }
+        } else {
+            for (c, run) in planes.runs(at, x.len()) {
+                let k: f64 = origin[c].into();
+                let mut sums = [[0.0f64; LANES]; 2];
+                let (body, rest) = x[run].as_chunks::<LANES>();
+                for x in body {
+                    for lane in 0..LANES {
+                        let d = x[lane].into() - k;
+                        sums[0][lane] += d;
+                        sums[1][lane] += d * d;
+                    }
+                }
+                for (lane, x) in rest.iter().enumerate() {
+                    let d = (*x).into() - k;
+                    sums[0][lane] += d;
+                    sums[1][lane] += d * d;
+                }
+                first[c] += total(sums[0]);
+                second[c] += total(sums[1]);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn total<W: Number>(lanes: [W; LANES]) -> f64 {
+        let mut sum = 0.0;
+        for lane in lanes {
+            sum += lane.into();
+        }
+        sum
+    }
+}
+
+macro_rules! for_each_instruction_set {
+    ($($name:ident<W $(, $F:ident)?>($($argument:ident: $type:ty),*);)*) => {
+        $(
+            fn $name<W: Number $(, $F: Formula)?>($($argument: $type),*) {
+                #[cfg(target_arch = "x86_64")]
+                {
+                    #[target_feature(enable = "avx512f,avx512dq,avx512vl,avx512bw,fma")]
+                    fn avx512<W: Number $(, $F: Formula)?>($($argument: $type),*) {
+                        loops::$name::<W $(, $F)?, true>($($argument),*);
+                    }
+                    #[target_feature(enable = "avx2,fma")]
+                    fn avx2<W: Number $(, $F: Formula)?>($($argument: $type),*) {
+                        loops::$name::<W $(, $F)?, true>($($argument),*);
+                    }
+                    if std::is_x86_feature_detected!("avx512f")
+                        && std::is_x86_feature_detected!("avx512dq")
+                        && std::is_x86_feature_detected!("avx512vl")
+                        && std::is_x86_feature_detected!("avx512bw")
+                        && std::is_x86_feature_detected!("fma")
+                    {
+                        // SAFETY: the machine has these instructions.
+                        return unsafe { avx512::<W $(, $F)?>($($argument),*) };
+                    }
+                    if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma")
+                    {
+                        // SAFETY: the machine has these instructions.
+                        return unsafe { avx2::<W $(, $F)?>($($argument),*) };
+                    }
+                }
+                // 64-bit Arm always has fused multiply-add.
+                loops::$name::<W $(, $F)?, { cfg!(target_arch = "aarch64") }>($($argument),*);
+            }
+        )*
+    };
+}
+
+for_each_instruction_set! {
+    affine<W>(
+        planes: Planes, at: usize, x: &[W], residual: Option<&[W]>, z: &mut [W], vectors: [&[W]; 3]
+    );
+    gradient<W, F>(z: &mut [W], grad: &[W], parameters: [f64; 2]);
+    scale<W>(planes: Planes, at: usize, dz: &mut [W], scale: &[W]);
+    input_gradient<W>(planes: Planes, at: usize, x: &[W], dz: &mut [W], vectors: [&[W]; 4]);
+    gradient_sums<W>(
+        planes: Planes, at: usize, x: &[W], dz: &[W], mean: &[W], sums: [&mut [f64]; 2]
+    );
+    moments<W>(planes: Planes, at: usize, x: &[W], origin: &[W], sums: [&mut [f64]; 2]);
+}
