@@ -7,9 +7,10 @@
 //! `-- --elements 1000000` runs one size. `-- --peer FILE` sets PyTorch's times beside them, which
 //! `python benches/peers/activation.py --json FILE` measures on the same machine.
 
-use burn::tensor::{Device, Tensor, TensorData, activation as burns};
+use burn::tensor::{Device, Tensor, TensorData};
 use clap::Parser;
-use sat::core::{Curve, tensor::activate};
+use common::{in_turns, pairs};
+use sat::core::tensor::activate;
 use serde::{Deserialize, Serialize};
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -20,6 +21,8 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
+
+mod common;
 
 /// mimalloc, or the system's allocator after [`USE_SYSTEM`] was set. Memory is given back to where it
 /// came from, so the choice is made once, before the first large tensor.
@@ -94,42 +97,6 @@ struct Arguments {
     /// Given by `cargo bench`.
     #[arg(long, hide = true)]
     bench: bool,
-}
-
-/// The same function twice.
-struct Pair {
-    curve: Curve,
-    burns: fn(Tensor<1>) -> Tensor<1>,
-}
-
-/// Burn's own function, or what a user would write where Burn has none.
-fn pairs() -> Vec<Pair> {
-    let burns = |curve| -> fn(Tensor<1>) -> Tensor<1> {
-        match curve {
-            Curve::Relu => burns::relu,
-            Curve::Relu6 => |x| x.clamp(0.0, 6.0),
-            Curve::LeakyRelu(_) => |x| burns::leaky_relu(x, 0.01),
-            Curve::Softplus => |x| burns::softplus(x, 1.0),
-            Curve::ParametricSoftplus(_) => |x| burns::softplus(x, 10.0),
-            Curve::Silu => burns::silu,
-            Curve::Gelu => burns::gelu,
-            Curve::GeluTanh => burns::gelu_approximate,
-            Curve::Mish => burns::mish,
-            Curve::Elu(_) => |x| burns::elu(x, 1.0),
-            Curve::Celu(_) => |x| burns::celu(x, 1.0),
-            Curve::SmoothRelu(_) => |x| {
-                let positive = burns::relu(x);
-                positive.clone() - (positive * 400.0).log1p() / 400.0
-            },
-            Curve::Swish(_) => |x| x.clone() * burns::sigmoid(x * 1.0),
-            Curve::ShiftedSwish(..) => {
-                |x| x.clone() * (burns::sigmoid(x * 1.0) - 1e-8) / (1.0 - 1e-8)
-            }
-            Curve::Squareplus(_) => |x| (x.clone() + (x.clone() * x + 4.0).sqrt()) / 2.0,
-            other => unreachable!("{other} has no counterpart here yet"),
-        }
-    };
-    Curve::ALL.iter().map(|&curve| Pair { curve, burns: burns(curve) }).collect()
 }
 
 /// What benches/peers/activation.py wrote.
@@ -294,22 +261,6 @@ fn pass_over(n: usize, f: impl Fn(Tensor<1>) -> Tensor<1>, backward: bool) -> im
             black_box(f(x.clone()));
         }
     }
-}
-
-/// Seconds per call of each, the fastest of many, run in turns so that both meet the same machine.
-fn in_turns(budget: Duration, mut runs: [&mut dyn FnMut(); 2]) -> [f64; 2] {
-    let mut best = [f64::INFINITY; 2];
-    let started = Instant::now();
-    let mut rounds = 0;
-    while rounds < 3 || started.elapsed() < budget {
-        for (run, best) in runs.iter_mut().zip(&mut best) {
-            let start = Instant::now();
-            run();
-            *best = best.min(start.elapsed().as_secs_f64());
-        }
-        rounds += 1;
-    }
-    best
 }
 
 /// Bytes read and written a second, in GB/s, by a parallel copy of n floats.

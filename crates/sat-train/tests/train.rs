@@ -151,7 +151,7 @@ fn training_learns_and_the_activation_parameter_moves() {
     assert!(last.clean_accuracy > 0.8, "{last:?}");
     assert!(last.robust_accuracy > 0.6, "{last:?}");
     let moved = bits(&trained.model).into_iter().zip(bits(&model()));
-    let moved: Vec<_> = moved.filter(|((path, _), _)| path.ends_with(".b")).collect();
+    let moved: Vec<_> = moved.filter(|((path, _), _)| path.ends_with(".parameters")).collect();
     // Some sites get a gradient too small to change a 20 in f32.
     assert!(moved.iter().any(|((_, after), (_, before))| after != before));
 }

@@ -1,0 +1,231 @@
+//! Our activations beside Burn's on any device of the build, alone and in a chain.
+//!
+//! ```text
+//! cargo bench --bench device --features wgpu -- --device wgpu --elements 4194304
+//! cargo bench --bench device --features wgpu,fusion -- --device wgpu --elements 4194304
+//! ```
+//!
+//! The first command measures our kernels, the second the composed form under Burn's fusion. `alone`
+//! is the activation; `chain` is y = f(1.1 x + 0.1) 0.9, where a kernel of its own cuts the fused
+//! block in two. Backward passes start from a tensor of ones. `of copy` is what an activation must move
+//! over the time it takes, over the same for Burn's x + 1. Every measurement waits for the device.
+
+use burn::tensor::{Device, FloatDType, Tensor};
+use clap::{Parser, ValueEnum};
+use common::{in_turns, pairs};
+use sat::core::{Curve, device::DeviceName, tensor::activate};
+use serde::Serialize;
+use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
+
+mod common;
+
+#[global_allocator]
+static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Our activations beside Burn's on a device.
+#[derive(Parser)]
+struct Arguments {
+    /// Where to compute.
+    #[arg(long, default_value = "flex")]
+    device: DeviceName,
+    /// Size of the tensors.
+    #[arg(long, default_value_t = 1 << 26,
+        value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
+    elements: usize,
+    /// Type of the tensors.
+    #[arg(long, value_enum, default_value_t = Type::F32)]
+    dtype: Type,
+    /// Curves to run, by their names; all if none is given.
+    #[arg(long, value_delimiter = ',')]
+    curves: Vec<Curve>,
+    /// Time for each measurement.
+    #[arg(long, default_value_t = 500)]
+    milliseconds: u64,
+    /// What the machine is called in the results.
+    #[arg(long, default_value = "unnamed")]
+    machine: String,
+    /// Where to write the numbers.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Given by `cargo bench`.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Type {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl Type {
+    fn dtype(self) -> FloatDType {
+        match self {
+            Type::F32 => FloatDType::F32,
+            Type::F16 => FloatDType::F16,
+            Type::Bf16 => FloatDType::BF16,
+        }
+    }
+
+    fn bytes(self) -> usize {
+        match self {
+            Type::F32 => 4,
+            Type::F16 | Type::Bf16 => 2,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Row {
+    activation: String,
+    work: &'static str,
+    pass: &'static str,
+    ours_ms: f64,
+    burn_ms: f64,
+    burn_over_ours: f64,
+    share_of_copy_bandwidth: f64,
+}
+
+#[derive(Serialize)]
+struct Report {
+    machine: String,
+    device: String,
+    fusion: bool,
+    elements: usize,
+    dtype: Type,
+    copy_gb_per_s: f64,
+    rows: Vec<Row>,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
+    let device = arguments.device.open()?;
+    let dtype = arguments.dtype;
+    if !device.supports_dtype(dtype.dtype()) {
+        return Err(format!("{} has no {:?}", arguments.device, dtype.dtype()).into());
+    }
+    let budget = Duration::from_millis(arguments.milliseconds);
+    let n = arguments.elements;
+    let x = Tensor::<1>::random([n], burn::tensor::Distribution::Normal(0.0, 2.0), &device)
+        .cast(dtype.dtype());
+    device.sync()?;
+    let copy = || {
+        let y = x.clone() + 1.0;
+        device.sync().expect("the device answers");
+        drop(y);
+    };
+    let [copy, _] = in_turns(budget, [&mut { copy }, &mut || ()]);
+    let copy_gb_per_s = (2 * n * dtype.bytes()) as f64 / copy / 1e9;
+    let mut report = Report {
+        machine: arguments.machine.clone(),
+        device: arguments.device.to_string(),
+        fusion: cfg!(feature = "fusion"),
+        elements: n,
+        dtype,
+        copy_gb_per_s,
+        rows: Vec::new(),
+    };
+    let fusion = if report.fusion { "with" } else { "without" };
+    println!(
+        "{}: {} {fusion} fusion, {n} elements of {:?}; x + 1 moves {copy_gb_per_s:.1} GB/s\n",
+        report.machine,
+        report.device,
+        dtype.dtype()
+    );
+    println!("| activation | work | pass | ours ms | Burn ms | Burn/ours | of copy |");
+    println!("|---|---|---|--:|--:|--:|--:|");
+    let wanted = |curve: &Curve| arguments.curves.is_empty() || arguments.curves.contains(curve);
+    for pair in pairs().into_iter().filter(|pair| wanted(&pair.curve)) {
+        let ours = |x| activate(x, pair.curve);
+        for work in [Work::Alone, Work::Chain] {
+            for (pass, backward, moved) in [("forward", false, 2), ("forward+backward", true, 5)] {
+                let [ours, burn] = in_turns(
+                    budget,
+                    [
+                        &mut pass_over(&x, &device, ours, work, backward),
+                        &mut pass_over(&x, &device, pair.burns, work, backward),
+                    ],
+                );
+                let row = Row {
+                    activation: pair.curve.to_string(),
+                    work: work.name(),
+                    pass,
+                    ours_ms: ours * 1e3,
+                    burn_ms: burn * 1e3,
+                    burn_over_ours: burn / ours,
+                    share_of_copy_bandwidth: (moved * n * dtype.bytes()) as f64
+                        / ours
+                        / 1e9
+                        / copy_gb_per_s,
+                };
+                println!(
+                    "| {} | {} | {pass} | {:.3} | {:.3} | {:.2} | {:.0} % |",
+                    row.activation,
+                    row.work,
+                    row.ours_ms,
+                    row.burn_ms,
+                    row.burn_over_ours,
+                    100.0 * row.share_of_copy_bandwidth
+                );
+                report.rows.push(row);
+            }
+        }
+    }
+    if let Some(path) = &arguments.json {
+        fs::write(path, serde_json::to_vec_pretty(&report)?)
+            .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+    }
+    Ok(())
+}
+
+#[derive(Clone, Copy)]
+enum Work {
+    Alone,
+    Chain,
+}
+
+impl Work {
+    fn name(self) -> &'static str {
+        match self {
+            Work::Alone => "alone",
+            Work::Chain => "chain",
+        }
+    }
+}
+
+fn pass_over(
+    x: &Tensor<1>,
+    device: &Device,
+    f: impl Fn(Tensor<1>) -> Tensor<1>,
+    work: Work,
+    backward: bool,
+) -> impl FnMut() {
+    let (x, device) = (x.clone(), device.clone());
+    let apply = move |x: Tensor<1>| match work {
+        Work::Alone => f(x),
+        Work::Chain => f(x * 1.1 + 0.1) * 0.9,
+    };
+    move || {
+        let result = if backward {
+            let leaf = x.clone().autodiff().require_grad();
+            let mut grads = apply(leaf.clone()).backward();
+            leaf.grad_remove(&mut grads)
+        } else {
+            Some(apply(x.clone()))
+        };
+        // The result lives until the device is done: else fusion could leave the work out.
+        device.sync().expect("the device answers");
+        drop(result);
+    }
+}
