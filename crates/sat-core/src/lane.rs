@@ -39,11 +39,6 @@ impl<const FMA: bool> Neg for Lane<FMA> {
 /// Adding and subtracting 1.5 * 2^23 rounds to an integer, and leaves it in the low bits.
 const ROUND: f32 = 12_582_912.0;
 
-#[inline(always)]
-fn pow2(k: i32) -> f32 {
-    f32::from_bits(((k + 127) as u32) << 23)
-}
-
 impl<const FMA: bool> Single for Lane<FMA> {
     type Exponent = i32;
 
@@ -64,18 +59,27 @@ impl<const FMA: bool> Single for Lane<FMA> {
     }
 
     #[inline(always)]
-    fn power(k: i32) -> Self {
-        Self(pow2(k))
+    fn power(k: i32, shift: i32) -> Self {
+        Self(f32::from_bits(((k + (127 + shift)) as u32) << 23))
     }
 
     #[inline(always)]
     fn inverse_power(k: i32) -> Self {
-        Self(pow2(-k))
+        Self::power(-k, 0)
     }
 
     #[inline(always)]
-    fn halved(k: i32) -> (i32, i32) {
-        (k >> 1, k - (k >> 1))
+    fn exact_product(self, other: Self) -> (Self, Self) {
+        let (x, y) = (self.0, other.0);
+        let product = x * y;
+        let rest = if FMA {
+            x.mul_add(y, -product)
+        } else {
+            // Dekker 1971: the four products are exact.
+            let ((Self(xh), Self(xl)), (Self(yh), Self(yl))) = (self.digits(), other.digits());
+            ((xh * yh - product) + (xh * yl + xl * yh)) + xl * yl
+        };
+        (Self(product), Self(rest))
     }
 
     #[inline(always)]
@@ -104,20 +108,6 @@ impl<const FMA: bool> Value for Lane<FMA> {
     fn digits(self) -> (Self, Self) {
         let high = f32::from_bits(self.0.to_bits() & 0xffff_f000);
         (Self(high), Self(self.0 - high))
-    }
-
-    #[inline(always)]
-    fn product(self, other: Self) -> (Self, Self) {
-        let (x, y) = (self.0, other.0);
-        let product = x * y;
-        let rest = if FMA {
-            x.mul_add(y, -product)
-        } else {
-            // Dekker 1971: the four products are exact.
-            let ((Self(xh), Self(xl)), (Self(yh), Self(yl))) = (self.digits(), other.digits());
-            ((xh * yh - product) + (xh * yl + xl * yh)) + xl * yl
-        };
-        (Self(product), Self(if product.abs() < 1e4 { rest } else { 0.0 }))
     }
 
     #[inline(always)]

@@ -309,6 +309,10 @@ impl BatchNormAct {
         residual: Option<Tensor<D>>,
         activation: Option<Pair>,
     ) -> Tensor<D> {
+        // Not every backend's operations take an empty tensor.
+        if x.shape().num_elements() == 0 {
+            return x;
+        }
         let device = x.device();
         let mean = self.running_mean.value().to_device(&device);
         let variance = self.running_var.value().to_device(&device);

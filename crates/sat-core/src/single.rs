@@ -18,12 +18,13 @@ pub(crate) trait Single: Value {
     /// The number of [`nearest`](Self::nearest) again, made anew from the exponent where a compiler
     /// would otherwise merge the two products of a sum n a + n b that stand apart for exactness.
     fn again(number: Self, k: Self::Exponent) -> Self;
-    /// 2^k for -126 <= k <= 127.
-    fn power(k: Self::Exponent) -> Self;
+    /// 2^(k + shift), for an exponent from -126 to 127.
+    fn power(k: Self::Exponent, shift: i32) -> Self;
     /// 2^-k for -127 <= k <= 126.
     fn inverse_power(k: Self::Exponent) -> Self;
-    /// Two integers whose sum is k, each about half of it.
-    fn halved(k: Self::Exponent) -> (Self::Exponent, Self::Exponent);
+    /// The product as a rounded number and what rounding lost, for factors whose product is far from
+    /// both ends of the range.
+    fn exact_product(self, other: Self) -> (Self, Self);
     /// x = 2^k y for a positive normal x, with y in [sqrt(1/2), sqrt(2)); k also as a number.
     fn normalized(self) -> (Self::Exponent, Self, Self);
 }
@@ -57,19 +58,51 @@ fn reduce<S: Single>(x: S) -> (S::Exponent, S) {
     (k, (r.clone() * r.clone()).fma(q, r))
 }
 
+/// Powers of two are made this much larger or smaller and the result corrected by it, where 2^k alone
+/// leaves the range of normal numbers.
+const SHIFT: i32 = 64;
+const TWO_TO_MINUS_SHIFT: f64 = 1.0 / (1u128 << SHIFT) as f64;
+
 #[inline(always)]
 pub(crate) fn exp_factors<S: Single>(x: S) -> (S, S) {
-    let (k, p) = reduce(x.at_least(-120.0).at_most(89.0));
-    // Two factors also because 2^k alone leaves the range of normal numbers at both ends.
-    let (half, other_half) = S::halved(k);
-    ((S::lit(1.0) + p) * S::power(half), S::power(other_half))
+    let (k, p) = reduce(x.at_least(-120.0));
+    let power = S::power(k, SHIFT);
+    (p.fma(power.clone(), power), S::lit(TWO_TO_MINUS_SHIFT))
 }
 
 #[inline(always)]
 pub(crate) fn exp_m1_nonpositive<S: Single>(x: S) -> S {
     let (k, p) = reduce(x.at_least(-80.0).at_most(0.0));
-    let scale = S::power(k);
+    let scale = S::power(k, 0);
     scale.clone().fma(p, scale - S::lit(1.0))
+}
+
+/// 1/(1 + e^-x) and e^-x/(1 + e^-x). Beyond 87 the smaller one stays at 1.6e-38.
+#[inline(always)]
+pub(crate) fn sigmoid<S: Single>(x: S) -> (S, S) {
+    let (k, p) = reduce(-x.at_least(-87.0).at_most(87.0));
+    let power = S::power(k, 0);
+    let e = p.fma(power.clone(), power);
+    let s = S::lit(1.0) / (S::lit(1.0) + e.clone());
+    (s.clone(), e * s)
+}
+
+/// x/(1 + e^-(t + rest)), accurate to where it vanishes.
+#[inline(always)]
+pub(crate) fn times_sigmoid<S: Single>(x: S, t: S, rest: Option<S>) -> S {
+    let (k, p) = reduce(-t.clone().at_least(-130.0).at_most(40.0));
+    let p = match rest {
+        None => p,
+        Some(rest) => {
+            // e^-rest - 1 to its third term
+            let change = S::lit(0.5) * (rest.clone() * rest.clone()) - rest;
+            change.fma(S::lit(1.0) + p.clone(), p)
+        }
+    };
+    let power = S::power(k, -SHIFT);
+    let sum = p.fma(power.clone(), power) + S::lit(TWO_TO_MINUS_SHIFT);
+    let quotient = x.clone() / sum * S::lit(TWO_TO_MINUS_SHIFT);
+    (t - S::lit(40.0)).if_positive(x, quotient)
 }
 
 #[inline(always)]
@@ -144,14 +177,13 @@ pub(crate) fn normal<S: Single>(x: S) -> (S, S) {
     let g = S::lit(0.755_285_14) + g;
     // z^2 = square + rest exactly: e^(-z^2/2) magnifies the rounding of z^2 by z^2/2. All corrections
     // go into p before e^.. = 2^k (1 + p) is rounded.
-    let (square, rest) = z.clone().product(z);
+    let (square, rest) = z.clone().exact_product(z);
     let (k, p) = reduce(S::lit(-0.5) * square);
-    let (half, other_half) = S::halved(k);
-    let (power, other_power) = (S::power(half), S::power(other_half));
+    let (power, correction) = (S::power(k, SHIFT), S::lit(TWO_TO_MINUS_SHIFT));
     let of_exp = (S::lit(-0.5) * rest).fma(one() + p.clone(), p);
     let of_tail = lost_in_scale.fma(one() + of_exp.clone(), of_exp.clone());
-    let tail = of_tail.fma(g.clone(), g) * scale * power.clone() * other_power.clone();
-    let e = (one() + of_exp) * power * other_power;
+    let tail = of_tail.fma(g.clone(), g) * (scale * correction.clone()) * power.clone();
+    let e = of_exp.fma(power.clone(), power) * correction;
     let cdf = x.if_positive(one() - tail.clone(), tail);
     (cdf, e * S::lit(FRAC_1_SQRT_2PI))
 }
@@ -171,6 +203,20 @@ macro_rules! single_precision_functions {
         #[inline(always)]
         fn exp_m1_nonpositive(self) -> Self {
             $crate::single::exp_m1_nonpositive(self)
+        }
+        #[inline(always)]
+        fn product(self, other: Self) -> (Self, Self) {
+            let (product, rest) = self.exact_product(other);
+            let in_range = product.clone().abs() - Self::lit(1e4);
+            (product, in_range.if_nonpositive(rest, Self::lit(0.0)))
+        }
+        #[inline(always)]
+        fn sigmoid(self) -> (Self, Self) {
+            $crate::single::sigmoid(self)
+        }
+        #[inline(always)]
+        fn times_sigmoid(self, t: Self, rest: Option<Self>) -> Self {
+            $crate::single::times_sigmoid(self, t, rest)
         }
         #[inline(always)]
         fn ln_1p(self) -> Self {

@@ -34,10 +34,10 @@ pub(crate) trait Value:
     fn product(self, other: Self) -> (Self, Self) {
         (self * other, Self::lit(0.0))
     }
-    /// e^x, zero and infinity at the ends.
+    /// e^x for x <= 0.
     fn exp(self) -> Self;
-    /// e^x as a product of two numbers, so that a third can be multiplied in before the product gets
-    /// subnormal and loses digits.
+    /// e^x for x <= 0 as a product of two numbers, so that a third can be multiplied in before the
+    /// product gets subnormal and loses digits.
     fn exp_factors(self) -> (Self, Self) {
         (self.exp(), Self::lit(1.0))
     }
@@ -69,15 +69,15 @@ pub(crate) trait Value:
     /// min(x, c), keeping NaN.
     fn at_most(self, c: f64) -> Self;
 
-    /// e^(x y), where x y is not rounded before the exponential magnifies its error.
+    /// e^(x y) for x y <= 0, where x y is not rounded before the exponential magnifies its error.
     fn exp_of_product(x: Self, y: Self) -> Self {
         let (product, rest) = x.product(y);
         let e = product.exp();
         e.clone() + e * rest
     }
 
-    /// The logistic sigmoid and its complement, (s(x), 1 - s(x)), each to full relative accuracy:
-    /// with e = e^-|x| both are 1/(1+e) and e/(1+e), so nothing overflows and nothing cancels.
+    /// The logistic sigmoid and its complement, (s(x), 1 - s(x)). With e = e^-|x| both are 1/(1+e) and
+    /// e/(1+e), so nothing overflows and nothing cancels.
     fn sigmoid(self) -> (Self, Self) {
         let e = (-self.clone().abs()).exp();
         let large = Self::lit(1.0) / (Self::lit(1.0) + e.clone());
@@ -85,16 +85,10 @@ pub(crate) trait Value:
         (self.clone().if_positive(large.clone(), small.clone()), self.if_positive(small, large))
     }
 
-    /// self * s(t + rest), for a rest of at most 2^-8 that t leaves out.
-    fn times_sigmoid(self, t: Self, rest: Self) -> Self {
-        // d(-|t|) = -sign(t) dt
-        let change = t.clone().if_positive(-rest.clone(), rest);
-        let (e, scale) = (-t.clone().abs()).exp_factors();
-        // e^change to its third term
-        let change = change.clone() + Self::lit(0.5) * (change.clone() * change);
-        let e = e.clone() + e * change;
-        let large = self / (Self::lit(1.0) + e.clone() * scale.clone());
-        t.if_positive(large.clone(), large * e * scale)
+    /// self * s(t + rest), for a rest of at most 2^-8 that t leaves out; none where that does not
+    /// matter.
+    fn times_sigmoid(self, t: Self, _rest: Option<Self>) -> Self {
+        self * t.sigmoid().0
     }
 
     /// 1 for every number, NaN for NaN.

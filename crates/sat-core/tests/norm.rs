@@ -702,10 +702,12 @@ fn other_ranks_have_their_channels_on_the_second_axis_too() {
         let layer = case.layer(&device, FloatDType::F32);
         let x = tensor::<4>(&case.x, case.shape, &device, FloatDType::F32);
         let want = to_vec(layer.forward(x.clone()));
-        assert_eq!(to_vec(layer.forward::<3>(x.clone().reshape([6, 4, 15]))), want, "{name}");
+        let close =
+            |got: Vec<f32>| got.iter().zip(&want).all(|(got, want)| (got - want).abs() < 1e-5);
+        assert!(close(to_vec(layer.forward::<3>(x.clone().reshape([6, 4, 15])))), "{name}");
         let flat = x.clone().permute([0, 2, 3, 1]).reshape([90, 4]);
         let flat = layer.forward::<2>(flat).reshape([6, 3, 5, 4]);
-        assert_eq!(to_vec(flat.permute([0, 3, 1, 2])), want, "{name}");
+        assert!(close(to_vec(flat.permute([0, 3, 1, 2]))), "{name}");
         let wrong = AssertUnwindSafe(|| layer.forward(x.swap_dims(0, 1)));
         assert!(catch_unwind(wrong).is_err(), "{name}: six channels for a layer of four");
     }

@@ -18,12 +18,14 @@ fn promised(device: &str) -> Option<(f64, Subnormals)> {
         "flex" => Some((4.0, Subnormals::Kept)),
         "ndarray" => None,
         _ if cfg!(feature = "fusion") => None,
-        _ => Some((16.0, Subnormals::Flushed)),
+        _ => Some((8.0, Subnormals::Flushed)),
     }
 }
 
 /// What is wrong, if anything.
 fn check(device: &str, bound: f64, curve: Curve, worst: Worst) -> Option<String> {
+    // A driver that reorders arithmetic costs the long argument of GELU's tanh form most.
+    let bound = if device != "flex" && curve == Curve::GeluTanh { 32.0 } else { bound };
     let ok = worst.value.0 <= bound && worst.slope.0 <= bound && worst.tail.0 <= 1e-9;
     (!ok).then(|| format!("{device} {curve}: {worst:?}"))
 }

@@ -30,7 +30,7 @@ impl Formula for GeluTanh {
     fn value<V: Value>(x: V, _: [V; 2]) -> V {
         let x = x.at_least(-40.0);
         let (u2, rest) = argument(x.clone().at_most(40.0));
-        x.times_sigmoid(u2, rest)
+        x.times_sigmoid(u2, Some(rest))
     }
 
     #[inline(always)]

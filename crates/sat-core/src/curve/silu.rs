@@ -9,7 +9,7 @@ impl Formula for Silu {
     #[inline(always)]
     fn value<V: Value>(x: V, _: [V; 2]) -> V {
         let x = x.at_least(-800.0);
-        x.clone().times_sigmoid(x, V::lit(0.0))
+        x.clone().times_sigmoid(x, None)
     }
 
     #[inline(always)]

@@ -17,7 +17,7 @@ impl Formula for Swish {
         let (t, rest) = a.clone().product(x.clone());
         let bounded = bounded(x.clone(), a);
         // Where s is 1 the true x counts, where it is 0 the bounded one.
-        t.clone().if_positive(x, bounded).times_sigmoid(t, rest)
+        t.clone().if_positive(x, bounded).times_sigmoid(t, Some(rest))
     }
 
     #[inline(always)]

@@ -61,11 +61,6 @@ mod step {
         round_half_up(x: F<N>) -> F<N> { (x + Vector::new(0.5)).floor() }
         to_integer(x: F<N>) -> I<N> { Vector::cast_from(x) }
         to_number(k: I<N>) -> F<N> { Vector::cast_from(k) }
-        power(k: I<N>) -> F<N> {
-            Vector::reinterpret((k + Vector::new(127)) << Vector::new(23))
-        }
-        half(k: I<N>) -> I<N> { k >> Vector::new(1) }
-        minus(k: I<N>, j: I<N>) -> I<N> { k - j }
         negative(k: I<N>) -> I<N> { -k }
         // The bits of x, counted from those of sqrt(1/2).
         shifted_bits(x: F<N>) -> I<N> {
@@ -96,6 +91,12 @@ mod step {
     #[cube]
     pub(super) fn if_less_equal<N: Size>(x: F<N>, y: F<N>, then: F<N>, otherwise: F<N>) -> F<N> {
         select_many(x.less_equal(&y), then, otherwise)
+    }
+
+    #[cube]
+    pub(super) fn power<N: Size>(k: I<N>, #[comptime] shift: i32) -> F<N> {
+        let bias = comptime![127 + shift];
+        Vector::reinterpret((k + Vector::new(bias)) << Vector::new(23))
     }
 
     #[cube]
@@ -219,21 +220,23 @@ impl<'a, N: Size> Single for Recorded<'a, N> {
         Recorded::Vector(scope, step::to_number::expand::<N>(scope, k.0))
     }
 
-    fn power((scope, k): Self::Exponent) -> Self {
-        Recorded::Vector(scope, step::power::expand::<N>(scope, k.0))
+    fn power((scope, k): Self::Exponent, shift: i32) -> Self {
+        Recorded::Vector(scope, step::power::expand::<N>(scope, k.0, shift))
     }
 
     fn inverse_power((scope, k): Self::Exponent) -> Self {
         let k = step::negative::expand::<N>(scope, k.0);
-        Recorded::Vector(scope, step::power::expand::<N>(scope, k))
+        Self::power((scope, NativeExponent(k)), 0)
     }
 
-    fn halved((scope, k): Self::Exponent) -> (Self::Exponent, Self::Exponent) {
-        let half = step::half::expand::<N>(scope, copy(&k.0));
-        let rest = step::minus::expand::<N>(scope, k.0, copy(&half));
-        ((scope, NativeExponent(half)), (scope, NativeExponent(rest)))
+    fn exact_product(self, other: Self) -> (Self, Self) {
+        // Dekker 1971, because a fused multiply-add is not fused on every driver.
+        let product = self.clone() * other.clone();
+        let ((x_high, x_low), (y_high, y_low)) = (self.digits(), other.digits());
+        let rest = x_high.clone() * y_high.clone() - product.clone();
+        let rest = rest + (x_high * y_low.clone() + x_low.clone() * y_high) + x_low * y_low;
+        (product, rest)
     }
-
     fn normalized(self) -> (Self::Exponent, Self, Self) {
         let (scope, x) = self.vector();
         let bits = step::shifted_bits::expand::<N>(scope, x);
@@ -273,15 +276,6 @@ impl<N: Size> Value for Recorded<'_, N> {
             Constant(c) => Constant(f64::from(f32::from_bits((c as f32).to_bits() & 0xffff_f000))),
         };
         (high.clone(), self - high)
-    }
-    fn product(self, other: Self) -> (Self, Self) {
-        // Dekker 1971, because a fused multiply-add is not fused on every driver.
-        let product = self.clone() * other.clone();
-        let ((x_high, x_low), (y_high, y_low)) = (self.digits(), other.digits());
-        let rest = x_high.clone() * y_high.clone() - product.clone();
-        let rest = rest + (x_high * y_low.clone() + x_low.clone() * y_high) + x_low * y_low;
-        let in_range = product.clone().abs() - Constant(1e4);
-        (product, in_range.if_nonpositive(rest, Constant(0.0)))
     }
     fn abs(self) -> Self {
         self.unary(step::absolute::expand::<N>, f64::abs)
