@@ -1,7 +1,7 @@
 //! Single-precision arithmetic that compilers turn into SIMD code.
 
 use crate::{
-    single::{Single, single_precision_functions},
+    single::{Single, exp_factors, single_precision_functions},
     value::Value,
 };
 use core::ops::{Add, Div, Mul, Neg, Sub};
@@ -93,6 +93,13 @@ impl<const FMA: bool> Single for Lane<FMA> {
 
 impl<const FMA: bool> Value for Lane<FMA> {
     single_precision_functions!();
+
+    // For lanes alone: GPUs take subnormal numbers for zero, and a driver may multiply the factors in
+    // another order.
+    #[inline(always)]
+    fn exp_factors(self) -> (Self, Self) {
+        exp_factors(self)
+    }
 
     #[inline(always)]
     fn lit(c: f64) -> Self {

@@ -197,10 +197,6 @@ macro_rules! single_precision_functions {
             e * scale
         }
         #[inline(always)]
-        fn exp_factors(self) -> (Self, Self) {
-            $crate::single::exp_factors(self)
-        }
-        #[inline(always)]
         fn exp_m1_nonpositive(self) -> Self {
             $crate::single::exp_m1_nonpositive(self)
         }
