@@ -1,10 +1,12 @@
 use burn::tensor::{Int, Tensor};
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::attack::description;
 use crate::batch::{Batch, Gallery, Oracle, Pass, check_gradient, split};
+use crate::error::{at_least_one, require};
 use crate::loss::{targeted_dlr, targeted_margin};
+use crate::pgd::is_given;
 use crate::project::per_sample;
 use crate::victim::ranked;
 use crate::{
@@ -69,10 +71,6 @@ enum Objective {
 enum Radius {
     Fixed,
     Shrinking,
-}
-
-fn is_given<S: Serializer>(start: &Option<Tensor<4>>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_bool(start.is_some())
 }
 
 impl Default for Apgd {
@@ -180,15 +178,8 @@ impl Apgd {
     }
 
     fn validate(&self, norm: Norm) -> Result<(), AttackError> {
-        let require = |valid: bool, setting, value, expected| {
-            if valid {
-                Ok(())
-            } else {
-                Err(AttackError::InvalidSetting { setting, value, expected })
-            }
-        };
-        require(self.steps > 0, "steps", 0.0, "at least 1")?;
-        require(self.restarts > 0, "restarts", 0.0, "at least 1")?;
+        at_least_one("steps", self.steps)?;
+        at_least_one("restarts", self.restarts)?;
         require(
             self.restarts == 1 || self.random_start != RandomStart::Never,
             "restarts",
@@ -201,7 +192,7 @@ impl Apgd {
         }
         require((0.0..=1.0).contains(&self.rho), "rho", self.rho, "in [0, 1]")?;
         if let Objective::Targets(targets) = self.objective {
-            require(targets > 0, "targets", 0.0, "at least 1")?;
+            at_least_one("targets", targets)?;
         }
         if self.radius == Radius::Shrinking && norm != Norm::L1 {
             return Err(AttackError::UnsupportedNorm {

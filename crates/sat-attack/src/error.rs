@@ -286,3 +286,18 @@ pub enum AttackError {
 fn at_sample(sample: Option<usize>) -> String {
     sample.map_or_else(String::new, |index| format!(" for sample {index}"))
 }
+
+/// Refuses a setting out of its range.
+pub(crate) fn require(
+    valid: bool,
+    setting: &'static str,
+    value: f64,
+    expected: &'static str,
+) -> Result<(), AttackError> {
+    if valid { Ok(()) } else { Err(AttackError::InvalidSetting { setting, value, expected }) }
+}
+
+/// Refuses a count of 0.
+pub(crate) fn at_least_one(setting: &'static str, value: usize) -> Result<(), AttackError> {
+    require(value > 0, setting, 0.0, "at least 1")
+}

@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use crate::attack::description;
 use crate::batch::{Batch, Oracle, check_gradient};
+use crate::error::{at_least_one, require};
 use crate::hyperplane::{dual_norm, nearest};
 use crate::loss::targeted_margin;
 use crate::rng::{Purpose, Stream};
@@ -139,16 +140,9 @@ impl Fab {
     }
 
     fn validate(&self) -> Result<(), AttackError> {
-        let require = |valid: bool, setting, value, expected| {
-            if valid {
-                Ok(())
-            } else {
-                Err(AttackError::InvalidSetting { setting, value, expected })
-            }
-        };
-        require(self.steps > 0, "steps", 0.0, "at least 1")?;
-        require(self.restarts > 0, "restarts", 0.0, "at least 1")?;
-        require(self.targets != Some(0), "targets", 0.0, "at least 1")?;
+        at_least_one("steps", self.steps)?;
+        at_least_one("restarts", self.restarts)?;
+        at_least_one("targets", self.targets.unwrap_or(1))?;
         let share = (0.0..=1.0).contains(&self.alpha_max);
         require(share, "alpha_max", self.alpha_max, "in [0, 1]")?;
         let over = self.eta.is_finite() && self.eta >= 1.0;

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::attack::description;
 use crate::batch::{Batch, Oracle, check_gradient};
+use crate::error::require;
 use crate::rng::{Purpose, Stream};
 use crate::{Adversarial, Attack, AttackError, Goal, Loss, Norm, ThreatModel, Victim};
 
@@ -54,13 +55,7 @@ impl Attack for RFgsm {
         goal: Goal,
         threat: &ThreatModel,
     ) -> Result<Adversarial, AttackError> {
-        if !(0.0..=1.0).contains(&self.share) {
-            return Err(AttackError::InvalidSetting {
-                setting: "share",
-                value: self.share,
-                expected: "in [0, 1]",
-            });
-        }
+        require((0.0..=1.0).contains(&self.share), "share", self.share, "in [0, 1]")?;
         let dtype = images.dtype();
         let batch = linf("R+FGSM", images, goal, threat)?;
         let mut oracle = Oracle::new(victim, &self.loss, dtype);
@@ -121,13 +116,8 @@ impl NFgsm {
         batch: &Batch,
         threat: &ThreatModel,
     ) -> Result<Tensor<4>, AttackError> {
-        if !(self.spread.is_finite() && self.spread >= 0.0) {
-            return Err(AttackError::InvalidSetting {
-                setting: "spread",
-                value: self.spread,
-                expected: "finite and at least 0",
-            });
-        }
+        let valid = self.spread.is_finite() && self.spread >= 0.0;
+        require(valid, "spread", self.spread, "finite and at least 0")?;
         let eps = batch.ball.eps();
         let shift = noise(batch, self.seed, |stream| 2.0 * stream.uniform() - 1.0);
         let (lower, upper) = threat.bounds;

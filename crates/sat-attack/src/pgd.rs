@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use crate::attack::description;
 use crate::batch::{Batch, Gallery, Oracle, check_gradient, split};
+use crate::error::{at_least_one, require};
 use crate::project::per_sample;
 use crate::{Adversarial, Attack, AttackError, Goal, Loss, ThreatModel, Victim};
 
@@ -83,7 +84,11 @@ pub struct Pgd {
     start: Option<Tensor<4>>,
 }
 
-fn is_given<S: Serializer>(start: &Option<Tensor<4>>, serializer: S) -> Result<S::Ok, S::Error> {
+/// Of explicit starting images, reports say only whether there are any.
+pub(crate) fn is_given<S: Serializer>(
+    start: &Option<Tensor<4>>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     serializer.serialize_bool(start.is_some())
 }
 
@@ -179,15 +184,8 @@ impl Pgd {
     }
 
     fn validate(&self) -> Result<(), AttackError> {
-        let require = |valid: bool, setting, value, expected| {
-            if valid {
-                Ok(())
-            } else {
-                Err(AttackError::InvalidSetting { setting, value, expected })
-            }
-        };
-        require(self.steps > 0, "steps", 0.0, "at least 1")?;
-        require(self.restarts > 0, "restarts", 0.0, "at least 1")?;
+        at_least_one("steps", self.steps)?;
+        at_least_one("restarts", self.restarts)?;
         require(
             self.restarts == 1 || self.random_start != RandomStart::Never,
             "restarts",

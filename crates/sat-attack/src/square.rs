@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use crate::attack::description;
 use crate::batch::{Batch, Gallery, Oracle, read};
+use crate::error::{at_least_one, require};
 use crate::project::l1_project;
 use crate::rng::{Purpose, Stream};
 use crate::{Adversarial, Attack, AttackError, Goal, Loss, Norm, ThreatModel, Victim};
@@ -80,15 +81,8 @@ impl Square {
     }
 
     fn validate(&self) -> Result<(), AttackError> {
-        let require = |valid: bool, setting, value, expected| {
-            if valid {
-                Ok(())
-            } else {
-                Err(AttackError::InvalidSetting { setting, value, expected })
-            }
-        };
-        require(self.queries > 0, "queries", 0.0, "at least 1")?;
-        require(self.restarts > 0, "restarts", 0.0, "at least 1")?;
+        at_least_one("queries", self.queries)?;
+        at_least_one("restarts", self.restarts)?;
         let share = self.p_init > 0.0 && self.p_init <= 1.0;
         require(share, "p_init", self.p_init, "in (0, 1]")
     }

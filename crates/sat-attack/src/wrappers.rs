@@ -4,6 +4,7 @@ use burn::tensor::Tensor;
 use serde_json::{Value, json};
 
 use crate::batch::{Batch, Gallery, Oracle, split};
+use crate::error::at_least_one;
 use crate::fab::Minimal;
 use crate::{Adversarial, Attack, AttackError, Cost, Flag, Goal, Loss, ThreatModel, Victim};
 
@@ -342,11 +343,4 @@ pub fn eps_sweep(
         sweep.push(SweepPoint { eps, success: success.clone(), cost });
     }
     Ok(sweep)
-}
-
-fn at_least_one(setting: &'static str, value: usize) -> Result<(), AttackError> {
-    if value > 0 {
-        return Ok(());
-    }
-    Err(AttackError::InvalidSetting { setting, value: 0.0, expected: "at least 1" })
 }
