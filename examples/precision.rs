@@ -16,7 +16,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use precision::{Subnormals, curves, walk};
-use sat::core::device::DeviceName;
+use sat::core::{Curve, device::DeviceName};
 
 mod common;
 
@@ -29,6 +29,9 @@ struct Args {
     /// Takes every so-manieth finite number.
     #[arg(long, default_value_t = 257, value_parser = clap::value_parser!(u32).range(1..))]
     stride: u32,
+    /// Curves to measure, by their names; those of the table if none is given.
+    #[arg(long, value_delimiter = ',')]
+    curves: Vec<Curve>,
 }
 
 fn main() -> ExitCode {
@@ -44,7 +47,8 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     println!("{}, every {}. finite number of f32\n", args.device, args.stride);
     println!("| curve | value, ulp | at x | derivative, ulp of max(1, \\|f'\\|) | at x |");
     println!("|---|--:|--:|--:|--:|");
-    for curve in curves() {
+    let chosen = if args.curves.is_empty() { curves() } else { args.curves.clone() };
+    for curve in chosen {
         let worst = walk(curve, &device, subnormals, args.stride);
         let tail = match worst.tail.0 {
             0.0 => String::new(),

@@ -43,11 +43,6 @@ impl<const FMA: bool> Single for Lane<FMA> {
     type Exponent = i32;
 
     #[inline(always)]
-    fn fma(self, y: Self, c: Self) -> Self {
-        Self(if FMA { self.0.mul_add(y.0, c.0) } else { self.0 * y.0 + c.0 })
-    }
-
-    #[inline(always)]
     fn nearest(self) -> (Self, i32) {
         let shifted = self.0 + ROUND;
         (Self(shifted - ROUND), shifted.to_bits().wrapping_sub(ROUND.to_bits()) as i32)
@@ -99,6 +94,11 @@ impl<const FMA: bool> Value for Lane<FMA> {
     #[inline(always)]
     fn exp_factors(self) -> (Self, Self) {
         exp_factors(self)
+    }
+
+    #[inline(always)]
+    fn fma(self, y: Self, c: Self) -> Self {
+        Self(if FMA { self.0.mul_add(y.0, c.0) } else { self.0 * y.0 + c.0 })
     }
 
     #[inline(always)]

@@ -53,8 +53,13 @@ pub(crate) trait Value:
     fn abs(self) -> Self;
     /// The square root of x >= 0.
     fn sqrt(self) -> Self;
-    /// The standard normal distribution function and density, (Phi(x), phi(x)).
+    /// The upper tail of the standard normal distribution beyond |x|, and its density:
+    /// (Phi(-|x|), phi(x)).
     fn normal(self) -> (Self, Self);
+    /// x y + c, rounded once where the machine can.
+    fn fma(self, y: Self, c: Self) -> Self {
+        self * y + c
+    }
     /// `then` where self > 0, else `otherwise`.
     fn if_positive(self, then: Self, otherwise: Self) -> Self;
     /// `then` where self <= 0, else `otherwise`.
@@ -125,7 +130,7 @@ impl Value for f64 {
     }
     fn normal(self) -> (Self, Self) {
         let density = (-0.5 * self * self).exp() * FRAC_1_SQRT_2PI;
-        (0.5 * libm::erfc(-self * core::f64::consts::FRAC_1_SQRT_2), density)
+        (0.5 * libm::erfc(self.abs() * core::f64::consts::FRAC_1_SQRT_2), density)
     }
     fn if_positive(self, then: Self, otherwise: Self) -> Self {
         if self > 0.0 { then } else { otherwise }

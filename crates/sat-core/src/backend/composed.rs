@@ -279,9 +279,9 @@ impl<B: Backend> Value for Composed<B> {
     fn normal(self) -> (Self, Self) {
         let density =
             (self.clone() * self.clone() * Constant(-0.5)).exp() * Constant(FRAC_1_SQRT_2PI);
-        let scaled = self * Constant(core::f64::consts::FRAC_1_SQRT_2);
-        let cdf = (scaled.map(B::float_erf, libm::erf) + Constant(1.0)) * Constant(0.5);
-        (cdf, density)
+        let scaled = self.abs() * Constant(core::f64::consts::FRAC_1_SQRT_2);
+        let tail = (Constant(1.0) - scaled.map(B::float_erf, libm::erf)) * Constant(0.5);
+        (tail, density)
     }
     fn if_positive(self, then: Self, otherwise: Self) -> Self {
         self.select(|x, c, t| B::float_greater_elem(x, c.into(), t), |c| c > 0.0, then, otherwise)

@@ -20,21 +20,22 @@ fn arguments<V: Value>(x: V, a: V) -> (V, V) {
     (positive, t)
 }
 
-/// s, (1 - s)/2 = 1/(2+t) and 1 - s (1-s) P = 1 - 2 s P/(2+t), for t up to [`SMALL`].
+/// s, (1 - s)/2 = 1/(2+t) and w = s (1-s) P = 2 s P/(2+t), for t up to [`SMALL`]; then
+/// f(x) = x s (1 - w).
 #[inline(always)]
 fn series<V: Value>(t: V) -> (V, V, V) {
     let s = t.clone() / (V::lit(2.0) + t);
     let half = V::lit(0.5) - V::lit(0.5) * s.clone();
     let tail = (s.clone() * s.clone()).at_most(1.0 / 9.0).atanh_tail();
-    (s.clone(), half.clone(), V::lit(1.0) - V::lit(2.0) * s * half * tail)
+    (s.clone(), half.clone(), V::lit(2.0) * s * half * tail)
 }
 
 impl Formula for SmoothRelu {
     #[inline(always)]
     fn value<V: Value>(x: V, [a, _]: [V; 2]) -> V {
         let (x, t) = arguments(x, a.clone());
-        let (s, _, series) = series(t.clone());
-        let small = x.clone() * s * series;
+        let (s, _, w) = series(t.clone());
+        let small = x.clone() * (-w).fma(s.clone(), s);
         let large = x - t.clone().ln_1p() / a;
         (t - V::lit(SMALL)).if_positive(large, small)
     }
@@ -50,8 +51,8 @@ impl Formula for SmoothRelu {
     fn parameter_slopes<V: Value>(x: V, [a, _]: [V; 2]) -> [V; 2] {
         let (x, t) = arguments(x, a.clone());
         let recip = V::lit(1.0) / (V::lit(1.0) + t.clone());
-        let (_, half, series) = series(t.clone());
-        let small = x.clone() * (x * (recip.clone() - series * half));
+        let (_, half, w) = series(t.clone());
+        let small = x.clone() * (x * (recip.clone() - half * (V::lit(1.0) - w)));
         let large = (t.clone().ln_1p() - t.clone() * recip) / (a.clone() * a);
         [(t - V::lit(SMALL)).if_positive(large, small), V::lit(0.0)]
     }

@@ -201,14 +201,6 @@ impl<N: Size> Neg for Recorded<'_, N> {
 impl<'a, N: Size> Single for Recorded<'a, N> {
     type Exponent = (&'a Scope, NativeExponent<N>);
 
-    fn fma(self, y: Self, c: Self) -> Self {
-        let Some(scope) = self.scope().or(y.scope()).or(c.scope()) else {
-            return self * y + c;
-        };
-        let (x, y, c) = (self.numbers(scope), y.numbers(scope), c.numbers(scope));
-        Recorded::Vector(scope, step::fused::expand::<N>(scope, x, y, c))
-    }
-
     fn nearest(self) -> (Self, Self::Exponent) {
         let (scope, x) = self.vector();
         let rounded = step::round_half_up::expand::<N>(scope, x);
@@ -264,6 +256,13 @@ impl<N: Size> Value for Recorded<'_, N> {
 
     fn lit(c: f64) -> Self {
         Constant(c)
+    }
+    fn fma(self, y: Self, c: Self) -> Self {
+        let Some(scope) = self.scope().or(y.scope()).or(c.scope()) else {
+            return self * y + c;
+        };
+        let (x, y, c) = (self.numbers(scope), y.numbers(scope), c.numbers(scope));
+        Recorded::Vector(scope, step::fused::expand::<N>(scope, x, y, c))
     }
     fn split(c: f64) -> (Self, Self) {
         (Constant(f64::from(c as f32)), Constant(c - f64::from(c as f32)))
