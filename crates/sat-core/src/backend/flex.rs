@@ -27,9 +27,6 @@ pub(super) const CHUNK: usize = 32 * 1024;
 pub(super) const SERIAL: usize = 4 * CHUNK;
 /// Elements that stay in the first-level cache between copying, computing and writing.
 pub(super) const BLOCK: usize = 1024;
-/// Outputs of so many bytes are written past the caches, which could not hold them and the input
-/// until somebody reads them.
-const STREAMED: usize = 16 << 20;
 
 impl ActivationBackend for Flex {
     fn activation(x: FloatTensor<Self>, pair: Pair) -> FloatTensor<Self> {
@@ -287,17 +284,8 @@ fn overwrite<E: Stored>(
     }
     let source = &tensor.storage::<E>()[start..start + n];
     let mut out = Vec::with_capacity(n);
-    let streams = size_of_val(source) >= STREAMED;
     in_blocks(&mut out.spare_capacity_mut()[..n], |at, block: &mut [MaybeUninit<E>]| {
-        let source = &source[at..at + block.len()];
-        if streams {
-            let mut buffer = [const { MaybeUninit::uninit() }; BLOCK];
-            let work = buffer[..block.len()].write_copy_of_slice(source);
-            f(at, work);
-            stream(work, block);
-        } else {
-            f(at, block.write_copy_of_slice(source));
-        }
+        f(at, block.write_copy_of_slice(&source[at..at + block.len()]));
     });
     // SAFETY: every one of the first n elements lies in a block, and every block was written.
     unsafe { out.set_len(n) };
@@ -310,37 +298,12 @@ fn in_blocks<T: Send>(all: &mut [T], f: impl Fn(usize, &mut [T]) + Sync) {
         for (j, block) in chunk.chunks_mut(BLOCK).enumerate() {
             f(i * CHUNK + j * BLOCK, block);
         }
-        // Other threads shall see what was streamed.
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: every x86-64 machine has this instruction.
-        unsafe {
-            core::arch::x86_64::_mm_sfence();
-        }
     };
     if all.len() <= SERIAL {
         all.chunks_mut(CHUNK).enumerate().for_each(chunk);
     } else {
         all.par_chunks_mut(CHUNK).enumerate().for_each(chunk);
     }
-}
-
-/// Writes past the caches: a cached write would first read the memory it overwrites.
-fn stream<E: bytemuck::Pod>(from: &[E], to: &mut [MaybeUninit<E>]) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use core::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
-        let bytes = size_of_val(from);
-        let target = to.as_mut_ptr().cast::<__m128i>();
-        if from.len() == to.len() && bytes.is_multiple_of(16) && target.is_aligned() {
-            let source = from.as_ptr().cast::<__m128i>();
-            for i in 0..bytes / 16 {
-                // SAFETY: both slices have `bytes` bytes, and the target is aligned to 16.
-                unsafe { _mm_stream_si128(target.add(i), _mm_loadu_si128(source.add(i))) };
-            }
-            return;
-        }
-    }
-    to.write_copy_of_slice(from);
 }
 
 // --- Number types ---
