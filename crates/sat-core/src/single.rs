@@ -23,6 +23,12 @@ pub(crate) trait Single: Value {
     /// The product as a rounded number and what rounding lost, for factors whose product is far from
     /// both ends of the range.
     fn exact_product(self, other: Self) -> (Self, Self);
+    /// `then` where self is a number, else `otherwise`.
+    #[inline(always)]
+    fn if_number(self, then: Self, otherwise: Self) -> Self {
+        let positive = self.clone().if_positive(then.clone(), otherwise);
+        self.if_nonpositive(then, positive)
+    }
     /// x = 2^k y for a positive normal x, with y in [sqrt(1/2), sqrt(2)); k also as a number.
     fn normalized(self) -> (Self::Exponent, Self, Self);
 }

@@ -64,11 +64,6 @@ pub(crate) trait Value:
     fn if_positive(self, then: Self, otherwise: Self) -> Self;
     /// `then` where self <= 0, else `otherwise`.
     fn if_nonpositive(self, then: Self, otherwise: Self) -> Self;
-    /// `then` where self is a number, else `otherwise`.
-    fn if_number(self, then: Self, otherwise: Self) -> Self {
-        let positive = self.clone().if_positive(then.clone(), otherwise);
-        self.if_nonpositive(then, positive)
-    }
     /// max(x, c), keeping NaN.
     fn at_least(self, c: f64) -> Self;
     /// min(x, c), keeping NaN.
