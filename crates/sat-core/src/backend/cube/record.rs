@@ -12,6 +12,8 @@ use burn_cubecl::cubecl::{self, ir::Scope, prelude::*};
 use core::ops::{Add, Div, Mul, Neg, Sub};
 
 type Numbers<N> = NativeExpand<Vector<f32, N>>;
+/// Chooses between the last two by a comparison of the first two.
+type Select<N> = fn(&Scope, Numbers<N>, Numbers<N>, Numbers<N>, Numbers<N>) -> Numbers<N>;
 
 /// A vector of `f32` in a kernel that is being written, or a constant.
 pub(super) enum Recorded<'a, N: Size> {
@@ -145,7 +147,7 @@ impl<'a, N: Size> Recorded<'a, N> {
     fn select(
         self,
         than: f64,
-        step: fn(&Scope, Numbers<N>, Numbers<N>, Numbers<N>, Numbers<N>) -> Numbers<N>,
+        step: Select<N>,
         constant: fn(f64, f64) -> bool,
         then: Self,
         otherwise: Self,
