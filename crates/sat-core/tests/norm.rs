@@ -600,7 +600,12 @@ fn gradient_checkpointing_gives_the_same_gradients() {
             };
             let plain = run(device.clone().autodiff());
             let recomputed = run(device.clone().autodiff().gradient_checkpointing());
-            assert_eq!(plain, recomputed, "{}", describe(&case, View::Contiguous, name));
+            // Not to the bit: fusion groups the recomputed operations in another way.
+            for (plain, again) in plain.iter().flatten().zip(recomputed.iter().flatten()) {
+                let close = (plain - again).abs() <= 1e-5 * plain.abs().max(1.0);
+                let what = describe(&case, View::Contiguous, name);
+                assert!(close, "{what}: {plain}, recomputed {again}");
+            }
         }
     }
 }

@@ -690,7 +690,13 @@ fn gradient_checkpointing_changes_nothing() {
         };
         let plain = run(GradientCheckpointingStrategy::Disabled);
         let recomputed = run(GradientCheckpointingStrategy::Balanced);
-        assert_eq!(plain, recomputed, "{device_name}");
+        // Not to the bit: fusion groups the recomputed operations in another way.
+        for (plain, recomputed) in [(&plain.0, &recomputed.0), (&plain.1, &recomputed.1)] {
+            for (plain, again) in plain.iter().zip(recomputed) {
+                let close = (plain - again).abs() <= 1e-5 * plain.abs().max(1.0);
+                assert!(close, "{device_name}: {plain}, recomputed {again}");
+            }
+        }
     }
 }
 
