@@ -9,7 +9,7 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use clap::Parser;
-use common::{in_turns, pairs};
+use common::{copy_bandwidth, in_turns, pairs, save_json};
 use sat::core::tensor::activate;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -19,7 +19,7 @@ use std::{
     path::{Path, PathBuf},
     process::ExitCode,
     sync::atomic::{AtomicBool, Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 mod common;
@@ -229,16 +229,7 @@ fn main() -> ExitCode {
             }
         }
     }
-    if let Some(path) = &arguments.json {
-        let written = serde_json::to_vec_pretty(&report)
-            .map_err(std::io::Error::other)
-            .and_then(|text| fs::write(path, text));
-        if let Err(error) = written {
-            eprintln!("error: cannot write {}: {error}", path.display());
-            return ExitCode::FAILURE;
-        }
-    }
-    ExitCode::SUCCESS
+    save_json(arguments.json.as_deref(), &report)
 }
 
 fn input(n: usize) -> TensorData {
@@ -261,29 +252,4 @@ fn pass_over(n: usize, f: impl Fn(Tensor<1>) -> Tensor<1>, backward: bool) -> im
             black_box(f(x.clone()));
         }
     }
-}
-
-/// Bytes read and written a second, in GB/s, by a parallel copy of n floats.
-fn copy_bandwidth(n: usize, budget: Duration) -> f64 {
-    let source = vec![1.0f32; n];
-    let mut target = vec![0.0f32; n];
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let chunk = n.div_ceil(threads);
-    let mut best = f64::INFINITY;
-    let started = Instant::now();
-    while started.elapsed() < budget {
-        let start = Instant::now();
-        std::thread::scope(|scope| {
-            for (source, target) in source.chunks(chunk).zip(target.chunks_mut(chunk)) {
-                // Several times, so that starting the threads does not count.
-                scope.spawn(move || {
-                    for _ in 0..8 {
-                        black_box(&mut *target).copy_from_slice(black_box(source));
-                    }
-                });
-            }
-        });
-        best = best.min(start.elapsed().as_secs_f64() / 8.0);
-    }
-    (2 * n * size_of::<f32>()) as f64 / best / 1e9
 }

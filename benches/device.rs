@@ -12,10 +12,10 @@
 
 use burn::tensor::{Device, FloatDType, Tensor};
 use clap::{Parser, ValueEnum};
-use common::{in_turns, pairs};
+use common::{in_turns, pairs, save_json};
 use sat::core::{Curve, device::DeviceName, tensor::activate};
 use serde::Serialize;
-use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 mod common;
 
@@ -101,7 +101,7 @@ struct Report {
 
 fn main() -> ExitCode {
     match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::FAILURE
@@ -109,7 +109,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
+fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
     let device = arguments.device.open()?;
     let dtype = arguments.dtype;
     if !device.supports_dtype(dtype.dtype()) {
@@ -182,11 +182,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
             }
         }
     }
-    if let Some(path) = &arguments.json {
-        fs::write(path, serde_json::to_vec_pretty(&report)?)
-            .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
-    }
-    Ok(())
+    Ok(save_json(arguments.json.as_deref(), &report))
 }
 
 #[derive(Clone, Copy)]

@@ -11,15 +11,12 @@ use burn::{
     tensor::{Device, Tensor, TensorData, activation as burns},
 };
 use clap::Parser;
+use common::{copy_bandwidth, in_turns, save_json};
 use sat::core::{BatchNormActConfig, Curve};
 use serde::Serialize;
-use std::{
-    fs,
-    hint::black_box,
-    path::PathBuf,
-    process::ExitCode,
-    time::{Duration, Instant},
-};
+use std::{hint::black_box, path::PathBuf, process::ExitCode, time::Duration};
+
+mod common;
 
 #[global_allocator]
 static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -164,16 +161,7 @@ fn main() -> ExitCode {
             }
         }
     }
-    if let Some(path) = &arguments.json {
-        let written = serde_json::to_vec_pretty(&report)
-            .map_err(std::io::Error::other)
-            .and_then(|text| fs::write(path, text));
-        if let Err(error) = written {
-            eprintln!("error: cannot write {}: {error}", path.display());
-            return ExitCode::FAILURE;
-        }
-    }
-    ExitCode::SUCCESS
+    save_json(arguments.json.as_deref(), &report)
 }
 
 fn our_pass(shape: [usize; 4], curve: Curve, mode: Mode, sum: Sum) -> impl FnMut() {
@@ -228,45 +216,4 @@ fn pass(
         black_box(x.grad_remove(&mut grads));
         black_box(residual.and_then(|residual| residual.grad_remove(&mut grads)));
     }
-}
-
-/// Seconds per call of each, the fastest of many, run in turns so that both meet the same machine.
-fn in_turns(budget: Duration, mut runs: [&mut dyn FnMut(); 2]) -> [f64; 2] {
-    let mut best = [f64::INFINITY; 2];
-    let started = Instant::now();
-    let mut rounds = 0;
-    while rounds < 3 || started.elapsed() < budget {
-        for (run, best) in runs.iter_mut().zip(&mut best) {
-            let start = Instant::now();
-            run();
-            *best = best.min(start.elapsed().as_secs_f64());
-        }
-        rounds += 1;
-    }
-    best
-}
-
-/// Bytes read and written a second, in GB/s, by a parallel copy of n floats.
-fn copy_bandwidth(n: usize, budget: Duration) -> f64 {
-    let source = vec![1.0f32; n];
-    let mut target = vec![0.0f32; n];
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let chunk = n.div_ceil(threads);
-    let mut best = f64::INFINITY;
-    let started = Instant::now();
-    while started.elapsed() < budget {
-        let start = Instant::now();
-        std::thread::scope(|scope| {
-            for (source, target) in source.chunks(chunk).zip(target.chunks_mut(chunk)) {
-                // Several times, so that starting the threads does not count.
-                scope.spawn(move || {
-                    for _ in 0..8 {
-                        black_box(&mut *target).copy_from_slice(black_box(source));
-                    }
-                });
-            }
-        });
-        best = best.min(start.elapsed().as_secs_f64() / 8.0);
-    }
-    (2 * n * size_of::<f32>()) as f64 / best / 1e9
 }

@@ -4,6 +4,7 @@
 //! cargo run --release --example curves -- --out docs/images/curves.png
 //! ```
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -22,8 +23,11 @@ struct Args {
     out: PathBuf,
 }
 
-/// Half the width of a panel, in x.
-const REACH: f64 = 4.0;
+/// What a panel shows of x, and of f, f' and f''.
+const X: Range<f64> = -4.0..7.0;
+const Y: Range<f64> = -1.5..7.0;
+/// Points on a line.
+const POINTS: u32 = 2200;
 /// Colours of f, f' and f'' that colour-blind readers can tell apart.
 const COLORS: [RGBColor; 3] =
     [RGBColor(0x00, 0x72, 0xb2), RGBColor(0xd5, 0x5e, 0x00), RGBColor(0x00, 0x9e, 0x73)];
@@ -51,15 +55,15 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
                 .margin(8 * SCALE)
                 .x_label_area_size(22 * SCALE)
                 .y_label_area_size(30 * SCALE)
-                .build_cartesian_2d(-REACH..REACH, -1.5..4.0)?;
+                .build_cartesian_2d(X, Y)?;
             chart
                 .configure_mesh()
                 .light_line_style(TRANSPARENT)
                 .bold_line_style(INK.mix(0.12).stroke_width(SCALE as u32))
                 .axis_style(INK.mix(0.6).stroke_width(SCALE as u32))
                 .label_style((FONT, 14 * SCALE).into_font().color(&PALE_INK))
-                .x_labels(5)
-                .y_labels(6)
+                .x_labels(6)
+                .y_labels(5)
                 .y_label_formatter(&|v| format!("{v:.0}"))
                 .x_label_formatter(&|v| format!("{v:.0}"))
                 .draw()?;
@@ -70,10 +74,14 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
             let functions: [&dyn Fn(f64) -> f64; 3] =
                 [&|x| curve.value(x), &|x| curve.derivative(x), &second];
             for (f, color) in functions.into_iter().zip(COLORS) {
-                let points = (0..=1600).map(|i| f64::from(i) / 800.0 * REACH - REACH);
-                let points = points.map(|x| (x, f(x).clamp(-1.5, 4.0)));
-                let style = color.stroke_width(2 * SCALE as u32);
-                chart.draw_series(LineSeries::new(points, style))?;
+                let step = (X.end - X.start) / f64::from(POINTS);
+                let points = (0..=POINTS).map(|i| X.start + f64::from(i) * step);
+                let points: Vec<_> = points.map(|x| (x, f(x))).collect();
+                // A line ends where it leaves the panel.
+                for line in points.split(|(_, y)| !Y.contains(y)) {
+                    let style = color.stroke_width(2 * SCALE as u32);
+                    chart.draw_series(LineSeries::new(line.iter().copied(), style))?;
+                }
             }
         }
         Ok(())

@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use burn::{
     module::{Module, ParamGroup},
     nn::{Linear, LinearConfig, Relu},
+    optim::{GradientsParams, ModuleOptimizer, SgdConfig, decay::WeightDecayConfig},
     tensor::{Device, Tensor},
 };
 use clap::Parser;
@@ -105,10 +106,19 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     after.shared = config.init_shared(&device);
     show(&config.to_string(), &x, |x| after.forward(x))?;
 
-    // Learnable parameters are no weights: an optimizer spares them from weight decay.
+    // Learnable parameters are no weights: the optimizer has a group for them, without weight decay.
     let learnable = activation_parameters(&after);
-    println!("\nlearnable parameters to spare from weight decay: {}", learnable.len());
-    let _spared = ParamGroup::from_ids(learnable);
+    println!("\nlearnable parameters without weight decay: {}", learnable.len());
+    let plain = SgdConfig::new();
+    let decayed = plain.clone().with_weight_decay(Some(WeightDecayConfig::new(5e-4)));
+    let mut optimizer = ModuleOptimizer::from(decayed.build()).with_group(
+        ParamGroup::from_ids(learnable),
+        plain.build(),
+        None,
+    );
+    let grads = GradientsParams::from_grads(after.forward(x.clone()).sum().backward(), &after);
+    let after = optimizer.step(0.01, after, grads);
+    show("after one step", &x, |x| after.forward(x))?;
 
     // Burn's own configurations convert.
     let burns = burn::nn::activation::ActivationConfig::Gelu;

@@ -2,8 +2,8 @@
 //!
 //! | part | crate | for |
 //! |---|---|---|
-//! | [`core`] | `sat-core` | smooth activations with fused kernels |
-//! | [`attack`] | `sat-attack` | FGSM, PGD, and robust accuracy |
+//! | [`core`] | `sat-core` | smooth activations and fused normalisation, with kernels of their own |
+//! | [`attack`] | `sat-attack` | FGSM, PGD, AutoAttack, and robust accuracy over a data set |
 //! | [`models`] | `sat-models` | residual networks and PyTorch weights |
 //! | [`train`] | `sat-train` | adversarial training, data sets, checkpoints |
 

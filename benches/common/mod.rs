@@ -1,8 +1,18 @@
-//! What the benches of activations share.
+//! What the benches share.
+
+// Each bench uses a part of it.
+#![allow(dead_code)]
 
 use burn::tensor::{Tensor, activation as burns};
 use sat::core::Curve;
-use std::time::{Duration, Instant};
+use serde::Serialize;
+use std::{
+    fs,
+    hint::black_box,
+    path::Path,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 /// The same function twice.
 pub(crate) struct Pair {
@@ -54,4 +64,44 @@ pub(crate) fn in_turns(budget: Duration, mut runs: [&mut dyn FnMut(); 2]) -> [f6
         rounds += 1;
     }
     best
+}
+
+/// Bytes read and written a second, in GB/s, by a parallel copy of n floats.
+pub(crate) fn copy_bandwidth(n: usize, budget: Duration) -> f64 {
+    let source = vec![1.0f32; n];
+    let mut target = vec![0.0f32; n];
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let chunk = n.div_ceil(threads);
+    let mut best = f64::INFINITY;
+    let started = Instant::now();
+    while started.elapsed() < budget {
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            for (source, target) in source.chunks(chunk).zip(target.chunks_mut(chunk)) {
+                // Several times, so that starting the threads does not count.
+                scope.spawn(move || {
+                    for _ in 0..8 {
+                        black_box(&mut *target).copy_from_slice(black_box(source));
+                    }
+                });
+            }
+        });
+        best = best.min(start.elapsed().as_secs_f64() / 8.0);
+    }
+    (2 * n * size_of::<f32>()) as f64 / best / 1e9
+}
+
+/// Writes the numbers, if somewhere is given to write them to, and says how the process ends.
+pub(crate) fn save_json(path: Option<&Path>, report: &impl Serialize) -> ExitCode {
+    let Some(path) = path else { return ExitCode::SUCCESS };
+    let written = serde_json::to_vec_pretty(report)
+        .map_err(std::io::Error::other)
+        .and_then(|text| fs::write(path, text));
+    match written {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: cannot write {}: {error}", path.display());
+            ExitCode::FAILURE
+        }
+    }
 }

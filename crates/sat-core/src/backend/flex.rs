@@ -17,7 +17,7 @@ use burn::{
     },
     tensor::{Bytes, DType, Element, ElementConversion, bf16, f16},
 };
-use core::{marker::PhantomData, mem::MaybeUninit};
+use core::mem::MaybeUninit;
 use rayon::prelude::*;
 
 /// Elements a thread takes at a time.
@@ -383,11 +383,11 @@ impl Work for f64 {
 }
 
 /// The loops on lanes, to be compiled once for each instruction set.
-struct Lanes<F, const FMA: bool>(PhantomData<F>);
+mod loops {
+    use super::{Formula, Lane, Value};
 
-impl<F: Formula, const FMA: bool> Lanes<F, FMA> {
     #[inline(always)]
-    fn values(x: &mut [f32], parameters: [f64; 2]) {
+    pub(super) fn values<F: Formula, const FMA: bool>(x: &mut [f32], parameters: [f64; 2]) {
         let parameters = parameters.map(Lane::<FMA>::lit);
         for x in x {
             *x = F::value(Lane(*x), parameters).0;
@@ -395,7 +395,11 @@ impl<F: Formula, const FMA: bool> Lanes<F, FMA> {
     }
 
     #[inline(always)]
-    fn scale_by_slope(x: &[f32], grad: &mut [f32], parameters: [f64; 2]) {
+    pub(super) fn scale_by_slope<F: Formula, const FMA: bool>(
+        x: &[f32],
+        grad: &mut [f32],
+        parameters: [f64; 2],
+    ) {
         let parameters = parameters.map(Lane::<FMA>::lit);
         for (x, grad) in x.iter().zip(grad) {
             *grad *= F::slope(Lane(*x), parameters).0;
@@ -403,7 +407,11 @@ impl<F: Formula, const FMA: bool> Lanes<F, FMA> {
     }
 
     #[inline(always)]
-    fn parameter_sums(x: &[f32], grad: &[f32], parameters: [f64; 2]) -> [f64; 2] {
+    pub(super) fn parameter_sums<F: Formula, const FMA: bool>(
+        x: &[f32],
+        grad: &[f32],
+        parameters: [f64; 2],
+    ) -> [f64; 2] {
         // Sixteen running sums each: one would chain every addition to the one before it.
         let parameters = parameters.map(Lane::<FMA>::lit);
         let mut sums = [[0.0f32; 16]; 2];
@@ -426,19 +434,25 @@ impl<F: Formula, const FMA: bool> Lanes<F, FMA> {
     }
 }
 
+/// Compiles functions of a module `loops`, whose last generic says whether fused multiply-add may be
+/// used, once for each instruction set, and calls the widest that the machine has.
 macro_rules! for_each_instruction_set {
-    ($($name:ident($($argument:ident: $type:ty),*) $(-> $output:ty)?;)*) => {
+    ($(
+        $name:ident<$($generic:ident: $bound:path),+>(
+            $($argument:ident: $type:ty),* $(,)?
+        ) $(-> $output:ty)?;
+    )*) => {
         $(
-            fn $name<F: Formula>($($argument: $type),*) $(-> $output)? {
+            fn $name<$($generic: $bound),+>($($argument: $type),*) $(-> $output)? {
                 #[cfg(target_arch = "x86_64")]
                 {
                     #[target_feature(enable = "avx512f,avx512dq,avx512vl,avx512bw,fma")]
-                    fn avx512<F: Formula>($($argument: $type),*) $(-> $output)? {
-                        Lanes::<F, true>::$name($($argument),*)
+                    fn avx512<$($generic: $bound),+>($($argument: $type),*) $(-> $output)? {
+                        loops::$name::<$($generic,)+ true>($($argument),*)
                     }
                     #[target_feature(enable = "avx2,fma")]
-                    fn avx2<F: Formula>($($argument: $type),*) $(-> $output)? {
-                        Lanes::<F, true>::$name($($argument),*)
+                    fn avx2<$($generic: $bound),+>($($argument: $type),*) $(-> $output)? {
+                        loops::$name::<$($generic,)+ true>($($argument),*)
                     }
                     if std::is_x86_feature_detected!("avx512f")
                         && std::is_x86_feature_detected!("avx512dq")
@@ -447,26 +461,26 @@ macro_rules! for_each_instruction_set {
                         && std::is_x86_feature_detected!("fma")
                     {
                         // SAFETY: the machine has these instructions.
-                        return unsafe { avx512::<F>($($argument),*) };
+                        return unsafe { avx512::<$($generic),+>($($argument),*) };
                     }
                     if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma")
                     {
                         // SAFETY: the machine has these instructions.
-                        return unsafe { avx2::<F>($($argument),*) };
+                        return unsafe { avx2::<$($generic),+>($($argument),*) };
                     }
                 }
                 // 64-bit Arm always has fused multiply-add.
-                const FMA: bool = cfg!(target_arch = "aarch64");
-                Lanes::<F, FMA>::$name($($argument),*)
+                loops::$name::<$($generic,)+ { cfg!(target_arch = "aarch64") }>($($argument),*)
             }
         )*
     };
 }
+pub(super) use for_each_instruction_set;
 
 impl Work for f32 {
     for_each_instruction_set! {
-        values(x: &mut [f32], parameters: [f64; 2]);
-        scale_by_slope(x: &[f32], grad: &mut [f32], parameters: [f64; 2]);
-        parameter_sums(x: &[f32], grad: &[f32], parameters: [f64; 2]) -> [f64; 2];
+        values<F: Formula>(x: &mut [f32], parameters: [f64; 2]);
+        scale_by_slope<F: Formula>(x: &[f32], grad: &mut [f32], parameters: [f64; 2]);
+        parameter_sums<F: Formula>(x: &[f32], grad: &[f32], parameters: [f64; 2]) -> [f64; 2];
     }
 }

@@ -7,7 +7,7 @@
 use super::{
     super::{
         Pair,
-        flex::{BLOCK, CHUNK, SERIAL, Stored, Work, by_dtype, moved},
+        flex::{BLOCK, CHUNK, SERIAL, Stored, Work, by_dtype, for_each_instruction_set, moved},
     },
     NormBackend, Optional,
 };
@@ -806,51 +806,15 @@ mod loops {
     }
 }
 
-macro_rules! for_each_instruction_set {
-    ($($name:ident<W $(, $F:ident)?>($($argument:ident: $type:ty),*);)*) => {
-        $(
-            fn $name<W: Number $(, $F: Formula)?>($($argument: $type),*) {
-                #[cfg(target_arch = "x86_64")]
-                {
-                    #[target_feature(enable = "avx512f,avx512dq,avx512vl,avx512bw,fma")]
-                    fn avx512<W: Number $(, $F: Formula)?>($($argument: $type),*) {
-                        loops::$name::<W $(, $F)?, true>($($argument),*);
-                    }
-                    #[target_feature(enable = "avx2,fma")]
-                    fn avx2<W: Number $(, $F: Formula)?>($($argument: $type),*) {
-                        loops::$name::<W $(, $F)?, true>($($argument),*);
-                    }
-                    if std::is_x86_feature_detected!("avx512f")
-                        && std::is_x86_feature_detected!("avx512dq")
-                        && std::is_x86_feature_detected!("avx512vl")
-                        && std::is_x86_feature_detected!("avx512bw")
-                        && std::is_x86_feature_detected!("fma")
-                    {
-                        // SAFETY: the machine has these instructions.
-                        return unsafe { avx512::<W $(, $F)?>($($argument),*) };
-                    }
-                    if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma")
-                    {
-                        // SAFETY: the machine has these instructions.
-                        return unsafe { avx2::<W $(, $F)?>($($argument),*) };
-                    }
-                }
-                // 64-bit Arm always has fused multiply-add.
-                loops::$name::<W $(, $F)?, { cfg!(target_arch = "aarch64") }>($($argument),*);
-            }
-        )*
-    };
-}
-
 for_each_instruction_set! {
-    affine<W>(
+    affine<W: Number>(
         planes: Planes, at: usize, x: &[W], residual: Option<&[W]>, z: &mut [W], vectors: [&[W]; 3]
     );
-    gradient<W, F>(z: &mut [W], grad: &[W], parameters: [f64; 2]);
-    scale<W>(planes: Planes, at: usize, dz: &mut [W], scale: &[W]);
-    input_gradient<W>(planes: Planes, at: usize, x: &[W], dz: &mut [W], vectors: [&[W]; 4]);
-    gradient_sums<W>(
+    gradient<W: Number, F: Formula>(z: &mut [W], grad: &[W], parameters: [f64; 2]);
+    scale<W: Number>(planes: Planes, at: usize, dz: &mut [W], scale: &[W]);
+    input_gradient<W: Number>(planes: Planes, at: usize, x: &[W], dz: &mut [W], vectors: [&[W]; 4]);
+    gradient_sums<W: Number>(
         planes: Planes, at: usize, x: &[W], dz: &[W], mean: &[W], sums: [&mut [f64]; 2]
     );
-    moments<W>(planes: Planes, at: usize, x: &[W], origin: &[W], sums: [&mut [f64]; 2]);
+    moments<W: Number>(planes: Planes, at: usize, x: &[W], origin: &[W], sums: [&mut [f64]; 2]);
 }
