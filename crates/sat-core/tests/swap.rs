@@ -15,6 +15,7 @@ use burn::{
             SwiGluConfig, ThresholdedReluConfig,
         },
     },
+    optim::{GradientsParams, ModuleOptimizer, SgdConfig},
     tensor::{DType, Device, Tensor, TensorData},
 };
 use common::{to_vec, vector};
@@ -132,6 +133,35 @@ fn shared_parameters_have_one_gradient_for_all_layers() {
     assert_eq!(activation_parameters(&net), [net.shared.as_ref().unwrap().parameters().id]);
     let grads = net.forward(Tensor::ones([3, 4], &device)).sum().backward();
     assert!(net.shared.as_ref().unwrap().parameters().val().grad(&grads).is_some());
+}
+
+#[test]
+fn an_optimizer_moves_shared_parameters_once() {
+    let device = Device::flex().autodiff();
+    let net = net(&"pssilu:1.5,0.1".parse().unwrap(), &device);
+    let learned = |net: &Net| to_vec(net.shared.as_ref().unwrap().parameters().val().inner());
+    let before = learned(&net);
+    let grads = net.forward(Tensor::ones([3, 4], &device) * 0.5).sum().backward();
+    let slope = net.shared.as_ref().unwrap().parameters().val().grad(&grads).unwrap();
+    let slope = to_vec(slope);
+    assert!(slope.iter().all(|slope| *slope != 0.0));
+    let mut optimizer = ModuleOptimizer::from(SgdConfig::new().build());
+    let grads = GradientsParams::from_grads(grads, &net);
+    let after = learned(&optimizer.step(0.125, net, grads));
+    for i in 0..2 {
+        let want = before[i] - 0.125 * slope[i];
+        assert!((after[i] - want).abs() < 1e-6, "{i}: {}, not {want}", after[i]);
+    }
+}
+
+#[test]
+fn a_learnable_replacement_starts_anew() {
+    let device = Device::flex();
+    let act = "psilu:3".parse::<ActivationConfig>().unwrap().init(&device);
+    let old = act.parameters().unwrap().id;
+    let act = replace_activations(act, &"psilu:2".parse().unwrap(), &device);
+    assert_eq!(to_vec(act.parameters().unwrap().val()), [2.0]);
+    assert_ne!(act.parameters().unwrap().id, old);
 }
 
 #[test]
