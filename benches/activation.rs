@@ -2,15 +2,19 @@
 //!
 //! `cargo bench --bench activation` prints milliseconds and ratios, and the bandwidth of a plain copy
 //! on the same machine, which is the floor: forward reads x and writes y; backward reads x and dy and
-//! writes dx. Both sides run in the same process, in turns, with an allocator that keeps pages;
+//! writes dx. It also prints the most memory that large tensors took beside the input. Both sides run
+//! in the same process, in turns, with an allocator that keeps pages;
 //! `-- --system-allocator` takes the system's instead, `-- --json FILE` writes the numbers, and
 //! `-- --elements 1000000` runs one size. `-- --peer FILE` sets PyTorch's times beside them, which
 //! `python benches/peers/activation.py --json FILE` measures on the same machine.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::{
+    backend::Dispatch,
+    tensor::{Device, Tensor, TensorData},
+};
 use clap::Parser;
-use common::{copy_bandwidth, in_turns, pairs, save_json};
-use sat::core::tensor::activate;
+use common::{copy_bandwidth, in_turns, keep_pages, pairs, save_json};
+use sat::core::{ActivationBackend, Curve, tensor::activate};
 use serde::{Deserialize, Serialize};
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -18,7 +22,7 @@ use std::{
     hint::black_box,
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -29,8 +33,32 @@ mod common;
 struct Allocator;
 
 static USE_SYSTEM: AtomicBool = AtomicBool::new(false);
+/// Bytes in large blocks, now and at most since [`peak_over`] began.
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
 /// Below this size, mimalloc always: what is small is not what is measured.
 const LARGE: usize = 256 * 1024;
+
+fn count_new(layout: Layout) {
+    if layout.size() >= LARGE {
+        let live = LIVE.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
+        PEAK.fetch_max(live, Ordering::Relaxed);
+    }
+}
+
+fn count_freed(layout: Layout) {
+    if layout.size() >= LARGE {
+        LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
+    }
+}
+
+/// The most bytes that `run` holds in large blocks at a time, beside what is there already.
+fn peak_over(run: &mut dyn FnMut()) -> usize {
+    let before = LIVE.load(Ordering::Relaxed);
+    PEAK.store(before, Ordering::Relaxed);
+    run();
+    PEAK.load(Ordering::Relaxed) - before
+}
 
 fn from_system(layout: Layout) -> bool {
     layout.size() >= LARGE && USE_SYSTEM.load(Ordering::Relaxed)
@@ -41,6 +69,7 @@ fn from_system(layout: Layout) -> bool {
 // LARGE bytes exists; the operating system limits an argument to less than that.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count_new(layout);
         // SAFETY: the caller's promises are passed on.
         unsafe {
             if from_system(layout) {
@@ -51,6 +80,7 @@ unsafe impl GlobalAlloc for Allocator {
         }
     }
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count_new(layout);
         // SAFETY: the caller's promises are passed on.
         unsafe {
             if from_system(layout) {
@@ -61,6 +91,7 @@ unsafe impl GlobalAlloc for Allocator {
         }
     }
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        count_freed(layout);
         // SAFETY: the caller's promises are passed on.
         unsafe {
             if from_system(layout) {
@@ -139,8 +170,15 @@ struct Row {
     burn_over_ours: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     peer_ms: Option<f64>,
+    /// Our two passes from a gradient that is there already, as the peer's are: Burn's `backward`
+    /// makes a tensor of ones first, on one thread.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ours_from_gradient_ms: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     peer_over_ours: Option<f64>,
+    /// The most memory in tensors beside the input, over the size of the input.
+    ours_peak: f64,
+    burn_peak: f64,
     /// What moves at least, over our time, over what a copy moves in its time.
     share_of_copy_bandwidth: f64,
 }
@@ -158,6 +196,7 @@ struct Report {
 fn main() -> ExitCode {
     let system = std::env::args_os().any(|argument| argument == "--system-allocator");
     USE_SYSTEM.store(system, Ordering::Relaxed);
+    keep_pages();
     let arguments = Arguments::parse();
     let budget = Duration::from_millis(arguments.milliseconds);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -188,16 +227,23 @@ fn main() -> ExitCode {
         report.copy_gb_per_s.push((n, copy));
         println!("\n{n} elements; a copy moves {copy:.1} GB/s (read and write counted)\n");
         println!(
-            "| activation | pass | ours ms | Burn ms | Burn/ours | peer ms | peer/ours | of copy |"
+            "| activation | pass | ours ms | Burn ms | Burn/ours | from a gradient ms | peer ms | peer/ours | of copy | peak, ours | peak, Burn |"
         );
-        println!("|---|---|--:|--:|--:|--:|--:|--:|");
+        println!("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
         for pair in pairs() {
             let ours = |x| activate(x, pair.curve);
             for (pass, backward, moved) in [("forward", false, 2), ("forward+backward", true, 5)] {
-                let [ours, burn] = in_turns(
-                    budget,
-                    [&mut pass_over(n, ours, backward), &mut pass_over(n, pair.burns, backward)],
-                );
+                let (mut of_ours, mut of_burn) =
+                    (pass_over(n, ours, backward), pass_over(n, pair.burns, backward));
+                let peaks = [peak_over(&mut of_ours), peak_over(&mut of_burn)];
+                let [ours_peak, burn_peak] =
+                    peaks.map(|peak| peak as f64 / (n * size_of::<f32>()) as f64);
+                let [ours, burn] = in_turns(budget, [&mut of_ours, &mut of_burn]);
+                let from_gradient = backward.then(|| {
+                    let mut both = both_passes(n, pair.curve);
+                    in_turns(budget / 2, [&mut both, &mut || {}])[0]
+                });
+                let compared = from_gradient.unwrap_or(ours);
                 let bytes = (moved * n * size_of::<f32>()) as f64;
                 let activation = pair.curve.to_string();
                 let peer_ms = peer.as_ref().and_then(|peer| peer.ms(&activation, n, pass));
@@ -209,21 +255,28 @@ fn main() -> ExitCode {
                     burn_ms: burn * 1e3,
                     burn_over_ours: burn / ours,
                     peer_ms,
-                    peer_over_ours: peer_ms.map(|ms| ms / ours / 1e3),
-                    share_of_copy_bandwidth: bytes / ours / 1e9 / copy,
+                    ours_from_gradient_ms: from_gradient.map(|seconds| seconds * 1e3),
+                    peer_over_ours: peer_ms.map(|ms| ms / compared / 1e3),
+                    share_of_copy_bandwidth: bytes / compared / 1e9 / copy,
+                    ours_peak,
+                    burn_peak,
                 };
                 let (peer_ms, peer_ratio) = match (row.peer_ms, row.peer_over_ours) {
                     (Some(ms), Some(ratio)) => (format!("{ms:.3}"), format!("{ratio:.2}")),
                     _ => Default::default(),
                 };
+                let from_gradient = row.ours_from_gradient_ms.map(|ms| format!("{ms:.3}"));
+                let from_gradient = from_gradient.unwrap_or_default();
                 println!(
-                    "| {} | {} | {:.3} | {:.3} | {:.1} | {peer_ms} | {peer_ratio} | {:.0} % |",
+                    "| {} | {} | {:.3} | {:.3} | {:.1} | {from_gradient} | {peer_ms} | {peer_ratio} | {:.0} % | {:.1} | {:.1} |",
                     row.activation,
                     row.pass,
                     row.ours_ms,
                     row.burn_ms,
                     row.burn_over_ours,
-                    100.0 * row.share_of_copy_bandwidth
+                    100.0 * row.share_of_copy_bandwidth,
+                    row.ours_peak,
+                    row.burn_peak
                 );
                 report.rows.push(row);
             }
@@ -251,5 +304,16 @@ fn pass_over(n: usize, f: impl Fn(Tensor<1>) -> Tensor<1>, backward: bool) -> im
         } else {
             black_box(f(x.clone()));
         }
+    }
+}
+
+/// Our two passes by themselves, from a gradient that somebody else holds, with no graph.
+fn both_passes(n: usize, curve: Curve) -> impl FnMut() {
+    let device = Device::flex();
+    let x = Tensor::<1>::from_data(input(n), &device).into_dispatch();
+    let ones = Tensor::<1>::ones([n], &device).into_dispatch();
+    move || {
+        black_box(Dispatch::activation(x.clone(), curve.into()));
+        black_box(Dispatch::activation_backward(x.clone(), ones.clone(), curve));
     }
 }

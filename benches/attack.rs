@@ -10,6 +10,8 @@ use sat::{
 };
 use std::time::Instant;
 
+mod common;
+
 #[global_allocator]
 static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -28,6 +30,7 @@ fn median(mut run: impl FnMut()) -> f64 {
 }
 
 fn main() {
+    common::keep_pages();
     let device = Device::flex();
     let model = ModelName::ResNet20.config().with_activation("silu".parse().unwrap());
     let victim = Victim::new(&model.init(0, &device));

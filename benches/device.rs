@@ -100,6 +100,7 @@ struct Report {
 }
 
 fn main() -> ExitCode {
+    common::keep_pages();
     match run(&Arguments::parse()) {
         Ok(code) => code,
         Err(error) => {

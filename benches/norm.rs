@@ -97,6 +97,7 @@ struct Report {
 }
 
 fn main() -> ExitCode {
+    common::keep_pages();
     let arguments = Arguments::parse();
     let Ok(shape) = <[usize; 4]>::try_from(arguments.shape) else {
         eprintln!("error: `--shape` takes four numbers, as in 64,64,32,32");

@@ -14,6 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+#[path = "../../examples/common/pages.rs"]
+mod pages;
+pub(crate) use pages::keep_pages;
+
 /// The same function twice.
 pub(crate) struct Pair {
     pub(crate) curve: Curve,

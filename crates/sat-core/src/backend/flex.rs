@@ -3,7 +3,7 @@
 //! One pass over the data each way, in parallel chunks, with the widest instruction set the machine
 //! has, in place where nobody else holds the buffer. The formulas are those of [`crate::curve`].
 
-use super::{ActivationBackend, Pair, norm::Number};
+use super::{ActivationBackend, Pair, norm::Number, threads::share};
 use crate::{
     curve::{Curve, Formula, Visitor},
     lane::Lane,
@@ -18,7 +18,6 @@ use burn::{
     tensor::{Bytes, DType, Element, ElementConversion, bf16, f16},
 };
 use core::mem::MaybeUninit;
-use rayon::prelude::*;
 
 /// Elements a thread takes at a time.
 pub(super) const CHUNK: usize = 32 * 1024;
@@ -222,9 +221,12 @@ fn tensor_of(like: FlexTensor, numbers: &[f64; 2]) -> FlexTensor {
 
 fn map<E: Stored, F: Formula>(x: FlexTensor, parameters: [f64; 2]) -> FlexTensor {
     let (x, start, _) = flat(x);
-    overwrite::<E>(x, start, |_, out| {
-        E::with_work(out, |work| E::Work::values::<F>(work, parameters))
-    })
+    rewrite::<E>(
+        x,
+        start,
+        |_, out| E::with_work(out, |work| E::Work::values::<F>(work, parameters)),
+        |_, x, out| E::write_values::<F>(x, out, parameters),
+    )
 }
 
 fn scale_by_slope<E: Stored, F: Formula>(
@@ -234,10 +236,13 @@ fn scale_by_slope<E: Stored, F: Formula>(
 ) -> FlexTensor {
     let ((x, x_start), (grad, grad_start)) = flat_pair(x, grad);
     let x = &x.storage::<E>()[x_start..];
-    overwrite::<E>(grad, grad_start, |at, out| {
+    let scale = |at: usize, out: &mut [E]| {
         E::with_read(&x[at..at + out.len()], |x| {
             E::with_work(out, |work| E::Work::scale_by_slope::<F>(x, work, parameters));
         });
+    };
+    rewrite::<E>(grad, grad_start, scale, |at, grad, out: &mut [MaybeUninit<E>]| {
+        scale(at, out.write_copy_of_slice(grad));
     })
 }
 
@@ -258,34 +263,35 @@ fn parameter_sums<E: Stored, F: Formula>(
         })
     };
     let add = |sums: [f64; 2], more: [f64; 2]| [sums[0] + more[0], sums[1] + more[1]];
-    let sums: Vec<[f64; 2]> = x
-        .par_chunks(CHUNK)
-        .zip(grad.par_chunks(CHUNK))
-        .map(|(x, grad)| x.chunks(BLOCK).zip(grad.chunks(BLOCK)).map(of_block).fold([0.0; 2], add))
-        .collect();
+    let of_chunk = |(x, grad): (&[E], &[E])| {
+        x.chunks(BLOCK).zip(grad.chunks(BLOCK)).map(of_block).fold([0.0; 2], add)
+    };
+    let chunks = x.chunks(CHUNK).zip(grad.chunks(CHUNK));
+    let sums = if n <= SERIAL { chunks.map(of_chunk).collect() } else { share(chunks, of_chunk) };
     sums.into_iter().fold([0.0; 2], add)
 }
 
-/// Calls `f(position, block)` on all elements: in place where nobody else holds the buffer, on a
-/// fresh copy where somebody does. Blocks are copied right before they are worked on, so the copy
-/// costs no pass over memory.
-fn overwrite<E: Stored>(
+/// Calls `in_place(position, block)` on all elements where nobody else holds the buffer, and
+/// `anew(position, block, new block)` into a fresh one where somebody does. `anew` must write every
+/// element of its block.
+fn rewrite<E: Stored>(
     mut tensor: FlexTensor,
     start: usize,
-    f: impl Fn(usize, &mut [E]) + Sync,
+    in_place: impl Fn(usize, &mut [E]) + Sync,
+    anew: impl Fn(usize, &[E], &mut [MaybeUninit<E>]) + Sync,
 ) -> FlexTensor {
     let n = tensor.layout().num_elements();
     if n == 0 {
         return tensor;
     }
     if let Some(storage) = tensor.try_storage_mut::<E>() {
-        in_blocks(&mut storage[start..start + n], f);
+        in_blocks(&mut storage[start..start + n], in_place);
         return tensor;
     }
     let source = &tensor.storage::<E>()[start..start + n];
     let mut out = Vec::with_capacity(n);
     in_blocks(&mut out.spare_capacity_mut()[..n], |at, block: &mut [MaybeUninit<E>]| {
-        f(at, block.write_copy_of_slice(&source[at..at + block.len()]));
+        anew(at, &source[at..at + block.len()], block);
     });
     // SAFETY: every one of the first n elements lies in a block, and every block was written.
     unsafe { out.set_len(n) };
@@ -302,7 +308,7 @@ fn in_blocks<T: Send>(all: &mut [T], f: impl Fn(usize, &mut [T]) + Sync) {
     if all.len() <= SERIAL {
         all.chunks_mut(CHUNK).enumerate().for_each(chunk);
     } else {
-        all.par_chunks_mut(CHUNK).enumerate().for_each(chunk);
+        share(all.chunks_mut(CHUNK).enumerate(), chunk);
     }
 }
 
@@ -316,6 +322,8 @@ pub(super) trait Stored: Element + bytemuck::Pod + Send + Sync {
     fn with_read<R>(elements: &[Self], f: impl FnOnce(&[Self::Work]) -> R) -> R;
     /// Hands the elements to `f` for overwriting.
     fn with_work(elements: &mut [Self], f: impl FnOnce(&mut [Self::Work]));
+    /// Writes f(x) to every element of `out`, which is as long as x.
+    fn write_values<F: Formula>(x: &[Self], out: &mut [MaybeUninit<Self>], parameters: [f64; 2]);
 }
 
 macro_rules! stored_as_is {
@@ -327,6 +335,13 @@ macro_rules! stored_as_is {
             }
             fn with_work(elements: &mut [Self], f: impl FnOnce(&mut [Self])) {
                 f(elements);
+            }
+            fn write_values<F: Formula>(
+                x: &[Self],
+                out: &mut [MaybeUninit<Self>],
+                parameters: [f64; 2],
+            ) {
+                Self::write_values_of::<F>(x, out, parameters);
             }
         }
     };
@@ -351,16 +366,26 @@ macro_rules! stored_in_half {
                 f(work);
                 elements.iter_mut().zip(work).for_each(|(x, work)| *x = Self::from_f32(*work));
             }
+            fn write_values<F: Formula>(
+                x: &[Self],
+                out: &mut [MaybeUninit<Self>],
+                parameters: [f64; 2],
+            ) {
+                let out = out.write_copy_of_slice(x);
+                Self::with_work(out, |work| f32::values::<F>(work, parameters));
+            }
         }
     };
 }
 stored_in_half!(f16);
 stored_in_half!(bf16);
 
-/// A number type of arithmetic, with the three loops over it.
+/// A number type of arithmetic, with the loops over it.
 pub(super) trait Work: Number {
     /// x = f(x)
     fn values<F: Formula>(x: &mut [Self], parameters: [f64; 2]);
+    /// out = f(x)
+    fn write_values_of<F: Formula>(x: &[Self], out: &mut [MaybeUninit<Self>], parameters: [f64; 2]);
     /// grad = grad * f'(x)
     fn scale_by_slope<F: Formula>(x: &[Self], grad: &mut [Self], parameters: [f64; 2]);
     /// The sums of grad * df/da and grad * df/db.
@@ -370,6 +395,13 @@ pub(super) trait Work: Number {
 impl Work for f64 {
     fn values<F: Formula>(x: &mut [Self], parameters: [f64; 2]) {
         x.iter_mut().for_each(|x| *x = F::value(*x, parameters));
+    }
+    fn write_values_of<F: Formula>(
+        x: &[Self],
+        out: &mut [MaybeUninit<Self>],
+        parameters: [f64; 2],
+    ) {
+        x.iter().zip(out).for_each(|(x, out)| _ = out.write(F::value(*x, parameters)));
     }
     fn scale_by_slope<F: Formula>(x: &[Self], grad: &mut [Self], parameters: [f64; 2]) {
         x.iter().zip(grad).for_each(|(x, grad)| *grad *= F::slope(*x, parameters));
@@ -384,13 +416,25 @@ impl Work for f64 {
 
 /// The loops on lanes, to be compiled once for each instruction set.
 mod loops {
-    use super::{Formula, Lane, Value};
+    use super::{Formula, Lane, MaybeUninit, Value};
 
     #[inline(always)]
     pub(super) fn values<F: Formula, const FMA: bool>(x: &mut [f32], parameters: [f64; 2]) {
         let parameters = parameters.map(Lane::<FMA>::lit);
         for x in x {
             *x = F::value(Lane(*x), parameters).0;
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn write_values_of<F: Formula, const FMA: bool>(
+        x: &[f32],
+        out: &mut [MaybeUninit<f32>],
+        parameters: [f64; 2],
+    ) {
+        let parameters = parameters.map(Lane::<FMA>::lit);
+        for (x, out) in x.iter().zip(out) {
+            out.write(F::value(Lane(*x), parameters).0);
         }
     }
 
@@ -480,6 +524,7 @@ pub(super) use for_each_instruction_set;
 impl Work for f32 {
     for_each_instruction_set! {
         values<F: Formula>(x: &mut [f32], parameters: [f64; 2]);
+        write_values_of<F: Formula>(x: &[f32], out: &mut [MaybeUninit<f32>], parameters: [f64; 2]);
         scale_by_slope<F: Formula>(x: &[f32], grad: &mut [f32], parameters: [f64; 2]);
         parameter_sums<F: Formula>(x: &[f32], grad: &[f32], parameters: [f64; 2]) -> [f64; 2];
     }

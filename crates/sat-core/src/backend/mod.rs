@@ -13,6 +13,8 @@ mod cube;
 #[cfg(feature = "flex")]
 mod flex;
 mod norm;
+#[cfg(feature = "flex")]
+mod threads;
 
 pub use norm::{NormBackend, Optional};
 

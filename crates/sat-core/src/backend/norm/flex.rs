@@ -8,6 +8,7 @@ use super::{
     super::{
         Pair,
         flex::{BLOCK, CHUNK, SERIAL, Stored, Work, by_dtype, for_each_instruction_set, moved},
+        threads::share,
     },
     NormBackend, Optional,
 };
@@ -29,7 +30,6 @@ use core::{
     mem::MaybeUninit,
     ops::{Add, AddAssign, Mul, Range, Sub},
 };
-use rayon::prelude::*;
 use std::sync::Mutex;
 
 impl NormBackend for Flex {
@@ -413,7 +413,7 @@ fn map_chunks<T: Send, S: Send>(
     if all.len() <= SERIAL {
         all.chunks_mut(CHUNK).enumerate().map(f).collect()
     } else {
-        all.par_chunks_mut(CHUNK).enumerate().map(&f).collect()
+        share(all.chunks_mut(CHUNK).enumerate(), f)
     }
 }
 
@@ -506,8 +506,7 @@ impl Sums {
         if n <= SERIAL {
             return Self::total(planes, chunks.map(over_chunk));
         }
-        let all: Vec<Sums> = chunks.into_par_iter().map(over_chunk).collect();
-        Self::total(planes, all)
+        Self::total(planes, share(chunks, over_chunk))
     }
 
     fn total(planes: Planes, all: impl IntoIterator<Item = Sums>) -> Self {
