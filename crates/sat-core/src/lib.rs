@@ -58,3 +58,8 @@ pub use curve::Curve;
 pub use error::ActivationError;
 pub use norm::{BatchNormAct, BatchNormActConfig, NormError};
 pub use tensor::ActivationExt;
+
+/// Runs the code of the README.
+#[cfg(all(doctest, feature = "flex"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
