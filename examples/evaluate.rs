@@ -13,9 +13,9 @@ use common::output::{check_writable, write};
 use indicatif::{ProgressBar, ProgressStyle};
 use sat::{
     attack::{
-        Apgd, Attack, AutoAttack, BothGradients, Eot, Evaluation, Fab, FewClasses, Fgsm, Flag,
-        Goal, Identity, Loss, Member, NFgsm, Norm, Pgd, Pixels, RFgsm, RandomStart, Report,
-        Restarts, SampleRecord, Square, StageReport, ThreatModel, Victim, eps_sweep,
+        Apgd, Attack, AutoAttack, BothGradients, Cost, Eot, Evaluation, Fab, FewClasses, Fgsm,
+        Flag, Goal, Identity, Loss, Member, NFgsm, Norm, Pgd, Pixels, RFgsm, RandomStart, Report,
+        Restarts, SampleRecord, Square, StageReport, ThreatModel, Victim, eps_sweep, minimal_norm,
     },
     core::{ActivationConfig, Gradient, device::DeviceName},
     models::{ModelName, ResNetConfig, load_safetensors, read_metadata, read_network},
@@ -56,6 +56,10 @@ struct Arguments {
     /// each; an image that falls to a small one is not attacked again.
     #[arg(long, value_delimiter = ',', value_parser = common::eps, conflicts_with_all = ["state", "keep_images"])]
     sweep: Vec<f64>,
+    /// In place of one eps: the smallest size up to --eps at which the attack fools each image, by
+    /// so many halvings of the interval.
+    #[arg(long, value_name = "HALVINGS", conflicts_with_all = ["sweep", "state", "keep_images"])]
+    minimal_norm: Option<usize>,
     /// Gradient steps. By default 20 for PGD, MI-FGSM and NI-FGSM, 100 for APGD, FAB and AutoAttack.
     #[arg(long)]
     steps: Option<usize>,
@@ -307,6 +311,10 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         let batches = data.batches(arguments.batch).map(|indices| data.batch(&indices, &device));
         return sweep(arguments, &victim, attack.as_ref(), batches);
     }
+    if let Some(halvings) = arguments.minimal_norm {
+        let batches = data.batches(arguments.batch).map(|indices| data.batch(&indices, &device));
+        return smallest(arguments, &victim, attack.as_ref(), batches, halvings);
+    }
     let weights_sha256: String =
         Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
     let mut evaluation = Evaluation::new(&victim, attack.as_ref(), &threat)
@@ -423,6 +431,53 @@ fn sweep(
             "norm": arguments.norm,
             "attack": attack.describe(),
             "sweep": rows,
+        });
+        write(path, &serde_json::to_vec_pretty(&output)?)?;
+    }
+    Ok(())
+}
+
+/// The smallest perturbation of each image.
+fn smallest(
+    arguments: &Arguments,
+    victim: &Victim<'_>,
+    attack: &dyn Attack,
+    batches: impl Iterator<Item = (Tensor<4>, Vec<usize>)>,
+    halvings: usize,
+) -> Result<(), Failure> {
+    let (threat, largest) = (ThreatModel::new(arguments.norm, arguments.eps), arguments.eps);
+    let mut distances: Vec<f64> = Vec::new();
+    let mut cost = Cost::default();
+    for (images, labels) in batches {
+        let goal = Goal::untargeted(labels).numbered_from(distances.len() as u64);
+        let found = minimal_norm(attack, victim, images, goal, &threat, largest, halvings)?;
+        distances.extend(found.distances);
+        cost += found.cost;
+    }
+    let n = distances.len();
+    let mut fooled: Vec<f64> = distances.iter().copied().filter(|d| d.is_finite()).collect();
+    fooled.sort_by(f64::total_cmp);
+    println!("{} of {n} images fooled within {largest:.5} ({})", fooled.len(), arguments.norm);
+    if let Some(last) = fooled.last() {
+        let mean = fooled.iter().sum::<f64>() / fooled.len() as f64;
+        let median = fooled[fooled.len() / 2];
+        println!(
+            "their smallest perturbations: mean {mean:.6}, median {median:.6}, largest {last:.6}"
+        );
+    }
+    if let Some(path) = &arguments.json {
+        // JSON has no infinity: an image that withstands the largest size has no distance.
+        let distances: Vec<Option<f64>> =
+            distances.into_iter().map(|d| d.is_finite().then_some(d)).collect();
+        let output = serde_json::json!({
+            "n": n,
+            "norm": arguments.norm,
+            "largest": largest,
+            "attack": attack.describe(),
+            "distances": distances,
+            "forwards": cost.forwards,
+            "backwards": cost.backwards,
+            "seconds": cost.seconds,
         });
         write(path, &serde_json::to_vec_pretty(&output)?)?;
     }
