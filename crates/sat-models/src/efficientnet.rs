@@ -476,9 +476,7 @@ impl Noise {
         let values: Vec<f32> = (0..shape.iter().product())
             .map(|_| if f64::from(rng.next_u32()) < threshold { 0.0 } else { kept })
             .collect();
-        let device = like.device().without_autodiff();
-        let mask = Tensor::from_data(TensorData::new(values, shape), (&device, like.dtype()));
-        if like.device().is_autodiff() { mask.autodiff() } else { mask }
+        Tensor::from_data(TensorData::new(values, shape), (&like.device(), like.dtype()))
     }
 }
 
