@@ -1,0 +1,425 @@
+//! PyTorch checkpoints: layouts, wrappers, damage, and pickles that ask for code.
+
+#![allow(clippy::unwrap_used)] // also outside functions marked as tests
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Cursor, Write};
+use std::path::{Path, PathBuf};
+
+use burn::module::Module;
+use burn::nn::{Linear, LinearConfig};
+use burn::tensor::Device;
+use proptest::prelude::*;
+use sat_models::{
+    EfficientNetConfig, Metadata, Model, NetworkConfig, PreActResNetConfig, ResNetConfig,
+    StageConfig, StateDict, StemConfig, WeightsError, load_pytorch, load_weights, save_safetensors,
+};
+use tempfile::TempDir;
+use zip::write::SimpleFileOptions;
+
+type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+/// The containers of `torch.save`.
+#[derive(Clone, Copy, PartialEq)]
+enum Container {
+    Zip,
+    Legacy,
+}
+
+/// Writes pickles, protocol 2.
+#[derive(Default)]
+struct Pickle(Vec<u8>);
+
+impl Pickle {
+    fn new() -> Self {
+        Self(b"\x80\x02".to_vec())
+    }
+    fn raw(mut self, bytes: &[u8]) -> Self {
+        self.0.extend(bytes);
+        self
+    }
+    fn text(self, text: &str) -> Self {
+        self.raw(b"X").raw(&(text.len() as u32).to_le_bytes()).raw(text.as_bytes())
+    }
+    fn int(self, value: usize) -> Self {
+        self.raw(b"\x8a\x09").raw(&(value as u64).to_le_bytes()).raw(&[0])
+    }
+    fn ints(self, values: &[usize]) -> Self {
+        values.iter().fold(self.raw(b"("), |pickle, value| pickle.int(*value)).raw(b"t")
+    }
+    /// A tensor as `torch.save` writes one.
+    fn tensor(self, container: Container, key: &str, count: usize, shape: &[usize]) -> Self {
+        let strides: Vec<usize> =
+            (0..shape.len()).map(|i| shape[i + 1..].iter().product()).collect();
+        let pickle = self
+            .raw(b"ctorch._utils\n_rebuild_tensor_v2\n((")
+            .text("storage")
+            .raw(b"ctorch\nFloatStorage\n")
+            .text(key)
+            .text("cpu")
+            .int(count)
+            .raw(if container == Container::Legacy { b"N" } else { b"" })
+            .raw(b"tQ")
+            .int(0)
+            .ints(shape)
+            .ints(&strides);
+        pickle.raw(b"\x89ccollections\nOrderedDict\n)RtR")
+    }
+    fn end(self) -> Vec<u8> {
+        self.raw(b".").0
+    }
+}
+
+/// A dictionary of tensors, in dictionaries of the given names.
+fn checkpoint(container: Container, wrappers: &[&str], tensors: &Tensors) -> Vec<u8> {
+    let mut pickle = Pickle::new();
+    for wrapper in wrappers {
+        pickle = pickle.raw(b"}(").text("epoch").int(3).text(wrapper);
+    }
+    pickle = pickle.raw(b"}(");
+    for (i, (key, (shape, values))) in tensors.iter().enumerate() {
+        pickle = pickle.text(key).tensor(container, &i.to_string(), values.len(), shape);
+    }
+    pickle = pickle.raw(b"u");
+    for _ in wrappers {
+        pickle = pickle.raw(b"u");
+    }
+    let pickle = pickle.end();
+    let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+    match container {
+        Container::Zip => {
+            let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
+            let options =
+                SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+            let mut entry = |name: &str, bytes: &[u8]| {
+                zip.start_file(format!("archive/{name}"), options).unwrap();
+                zip.write_all(bytes).unwrap();
+            };
+            entry("data.pkl", &pickle);
+            entry("byteorder", b"little");
+            for (i, (_, values)) in tensors.values().enumerate() {
+                entry(&format!("data/{i}"), &bytes(values));
+            }
+            entry("version", b"3\n");
+            zip.finish().unwrap().into_inner()
+        }
+        Container::Legacy => {
+            let magic = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19";
+            let mut file = Pickle::new().raw(magic).end();
+            file.extend(Pickle::new().int(1001).end());
+            let system = Pickle::new()
+                .raw(b"}(")
+                .text("protocol_version")
+                .int(1001)
+                .text("little_endian")
+                .raw(b"\x88u");
+            file.extend(system.end());
+            file.extend(pickle);
+            let keys = (0..tensors.len())
+                .fold(Pickle::new().raw(b"]("), |pickle, i| pickle.text(&i.to_string()));
+            file.extend(keys.raw(b"e").end());
+            for (_, values) in tensors.values() {
+                file.extend((values.len() as i64).to_le_bytes());
+                file.extend(bytes(values));
+            }
+            file
+        }
+    }
+}
+
+fn tiny() -> NetworkConfig {
+    let config = ResNetConfig {
+        stem: StemConfig::small(2, 1),
+        stages: vec![
+            StageConfig { channels: 2, blocks: 1, stride: 1 },
+            StageConfig { channels: 3, blocks: 1, stride: 2 },
+        ],
+        ..ResNetConfig::resnet20()
+    };
+    config.with_classes(3).into()
+}
+
+/// The tensors of a network as safetensors has them.
+fn tensors(model: &impl StateDict) -> Tensors {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    save_safetensors(model, &path, &Metadata::new()).unwrap();
+    let bytes = fs::read(path).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let values = |data: &[u8]| {
+        data.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+    };
+    file.iter().map(|(key, t)| (key.to_owned(), (t.shape().to_vec(), values(t.data())))).collect()
+}
+
+fn written(bytes: &[u8]) -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.pth");
+    fs::write(&path, bytes).unwrap();
+    (folder, path)
+}
+
+fn load(config: &NetworkConfig, bytes: &[u8]) -> Result<Model, WeightsError> {
+    let (_folder, path) = written(bytes);
+    config.load(&path, &Device::flex())
+}
+
+#[test]
+fn checkpoints_of_both_containers_load() {
+    let saved = tensors(&tiny().init(1, &Device::flex()));
+    for container in [Container::Zip, Container::Legacy] {
+        for wrappers in [&[][..], &["state_dict"], &["model_state_dict"]] {
+            let loaded = load(&tiny(), &checkpoint(container, wrappers, &saved)).unwrap();
+            assert_eq!(tensors(&loaded), saved);
+        }
+    }
+}
+
+#[test]
+fn prefixes_and_counters_are_passed_over() {
+    let saved = tensors(&tiny().init(1, &Device::flex()));
+    let mut prefixed: Tensors =
+        saved.iter().map(|(key, tensor)| (format!("module.{key}"), tensor.clone())).collect();
+    prefixed.insert("module.bn1.num_batches_tracked".into(), (vec![], vec![3.0]));
+    let loaded = load(&tiny(), &checkpoint(Container::Zip, &["state_dict"], &prefixed)).unwrap();
+    assert_eq!(tensors(&loaded), saved);
+}
+
+/// The model keeps its matrix as [in, out]; the file has [out, in], as PyTorch's linear layer.
+#[test]
+fn linear_weights_are_transposed() {
+    #[derive(Module, Debug)]
+    struct Head {
+        fc: Linear,
+    }
+    impl StateDict for Head {}
+    let head = Head { fc: LinearConfig::new(3, 2).init(&Device::flex()) };
+    let weight = (vec![2, 3], vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    let saved =
+        Tensors::from([("fc.weight".into(), weight), ("fc.bias".into(), (vec![2], vec![0.0; 2]))]);
+    let (_folder, path) = written(&checkpoint(Container::Zip, &[], &saved));
+    let head = load_pytorch(head, path).unwrap();
+    let values: Vec<f32> = head.fc.weight.val().try_into_vec_as().unwrap();
+    assert_eq!(values, [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+}
+
+#[test]
+fn every_difference_is_in_one_error() {
+    let mut saved = tensors(&tiny().init(1, &Device::flex()));
+    saved.remove("conv1.weight");
+    saved.insert("extra".into(), (vec![1], vec![0.0]));
+    saved.insert("fc.bias".into(), (vec![2], vec![0.0; 2]));
+    let error = load(&tiny(), &checkpoint(Container::Legacy, &[], &saved)).unwrap_err();
+    let WeightsError::Mismatch { missing, unexpected, misshapen, .. } = error else {
+        panic!("{error}");
+    };
+    assert_eq!((&*missing, &*unexpected), (&["conv1.weight".into()][..], &["extra".into()][..]));
+    assert_eq!(misshapen[0].tensor, "fc.bias");
+}
+
+/// Renames the modules of saved tensors; those without a new name keep theirs.
+fn renamed(saved: &Tensors, names: &[(&str, &str)]) -> Tensors {
+    let names: BTreeMap<&str, &str> = names.iter().copied().collect();
+    saved
+        .iter()
+        .map(|(key, tensor)| {
+            let (module, field) = key.rsplit_once('.').unwrap();
+            let module = names.get(module).copied().unwrap_or(module);
+            (format!("{module}.{field}"), tensor.clone())
+        })
+        .collect()
+}
+
+#[test]
+fn names_of_robustbench_load() {
+    let saved = tensors(&tiny().init(1, &Device::flex()));
+    let theirs = renamed(
+        &saved,
+        &[
+            ("fc", "linear"),
+            ("layer2.0.downsample.0", "layer2.0.shortcut.0"),
+            ("layer2.0.downsample.1", "layer2.0.shortcut.1"),
+        ],
+    );
+    assert_ne!(theirs, saved);
+    let loaded = load(&tiny(), &checkpoint(Container::Zip, &[], &theirs)).unwrap();
+    assert_eq!(tensors(&loaded), saved);
+
+    let wide: NetworkConfig = PreActResNetConfig::wide(1, 1).into();
+    let saved = tensors(&wide.init(1, &Device::flex()));
+    assert!(saved.contains_key("block2.layer.0.convShortcut.weight"));
+    let mut theirs = saved.clone();
+    theirs.insert("sub_block1.layer.0.bn1.weight".into(), (vec![16], vec![1.0; 16]));
+    let loaded = load(&wide, &checkpoint(Container::Zip, &[], &theirs)).unwrap();
+    assert_eq!(tensors(&loaded), saved);
+
+    let preact: NetworkConfig = PreActResNetConfig {
+        stem_channels: 2,
+        stages: vec![StageConfig { channels: 3, blocks: 1, stride: 2 }],
+        ..PreActResNetConfig::preact_resnet18()
+    }
+    .into();
+    let saved = tensors(&preact.init(1, &Device::flex()));
+    assert!(saved.contains_key("layer1.0.shortcut.0.weight") && saved.contains_key("linear.bias"));
+}
+
+/// One block a stage: the first without expansion, which shifts the numbers of torchvision and the
+/// names of timm.
+fn small_efficientnet() -> EfficientNetConfig {
+    EfficientNetConfig { width: 0.1, depth: 0.1, classes: 3, ..EfficientNetConfig::b0() }
+}
+
+#[test]
+fn names_of_timm_and_of_lite_load() {
+    let config: NetworkConfig = small_efficientnet().into();
+    let saved = tensors(&config.init(1, &Device::flex()));
+    let mut timm: Vec<(String, String)> = Vec::new();
+    let mut lite = Vec::new();
+    let mut both = |ours: &str, timms: &str, lites: &str| {
+        assert!(saved.contains_key(&format!("{ours}.weight")), "{ours}");
+        timm.push((ours.to_owned(), timms.to_owned()));
+        lite.push((ours.to_owned(), lites.to_owned()));
+    };
+    both("features.0.0", "conv_stem", "_conv_stem");
+    both("features.0.1", "bn1", "_bn0");
+    both("features.8.0", "conv_head", "_conv_head");
+    both("features.8.1", "bn2", "_bn1");
+    both("classifier.1", "classifier", "_fc");
+    for (ours, timms, lites) in [
+        ("0.0", "conv_dw", "_depthwise_conv"),
+        ("0.1", "bn1", "_bn1"),
+        ("1.fc1", "se.conv_reduce", "_se_reduce"),
+        ("1.fc2", "se.conv_expand", "_se_expand"),
+        ("2.0", "conv_pw", "_project_conv"),
+        ("2.1", "bn2", "_bn2"),
+    ] {
+        let ours = format!("features.1.0.block.{ours}");
+        both(&ours, &format!("blocks.0.0.{timms}"), &format!("_blocks.0.{lites}"));
+    }
+    for stage in 1..7 {
+        for (ours, timms, lites) in [
+            ("0.0", "conv_pw", "_expand_conv"),
+            ("0.1", "bn1", "_bn0"),
+            ("1.0", "conv_dw", "_depthwise_conv"),
+            ("1.1", "bn2", "_bn1"),
+            ("2.fc1", "se.conv_reduce", "_se_reduce"),
+            ("2.fc2", "se.conv_expand", "_se_expand"),
+            ("3.0", "conv_pwl", "_project_conv"),
+            ("3.1", "bn3", "_bn2"),
+        ] {
+            let ours = format!("features.{}.0.block.{ours}", stage + 1);
+            let (timms, lites) =
+                (format!("blocks.{stage}.0.{timms}"), format!("_blocks.{stage}.{lites}"));
+            both(&ours, &timms, &lites);
+        }
+    }
+    for names in [timm, lite] {
+        let names: Vec<(&str, &str)> = names.iter().map(|(a, b)| (&**a, &**b)).collect();
+        let theirs = renamed(&saved, &names);
+        assert!(theirs.keys().all(|key| !key.starts_with("features")), "every name is foreign");
+        let loaded = load(&config, &checkpoint(Container::Zip, &[], &theirs)).unwrap();
+        assert_eq!(tensors(&loaded), saved);
+    }
+}
+
+#[test]
+fn formats_are_told_apart_by_their_bytes() {
+    let model = tiny().init(1, &Device::flex());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("weights");
+    save_safetensors(&model, &path, &Metadata::new()).unwrap();
+    assert_eq!(
+        tensors(&load_weights(tiny().init(2, &Device::flex()), &path).unwrap()),
+        tensors(&model)
+    );
+    let missing = load_weights(model, Path::new("no/such/file")).unwrap_err();
+    assert!(matches!(missing, WeightsError::Read { .. }));
+}
+
+/// `os.system` in the place of a tensor, in both containers: an error, and nothing runs.
+#[test]
+fn code_in_a_pickle_does_not_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let witness = folder.path().join("witness");
+    let command = format!("touch {}", witness.display());
+    for module in ["os\nsystem", "posix\nsystem", "builtins\neval", "__builtin__\nexec"] {
+        let call = Pickle::new()
+            .raw(b"}(")
+            .text("fc.bias")
+            .raw(format!("c{module}\n(").as_bytes())
+            .text(&command)
+            .raw(b"tRu")
+            .end();
+        let error = load(&tiny(), &call).unwrap_err();
+        assert!(error.to_string().contains("model.pth"), "{error}");
+        let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
+        zip.start_file(
+            "archive/data.pkl",
+            SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored),
+        )
+        .unwrap();
+        zip.write_all(&call).unwrap();
+        load(&tiny(), &zip.finish().unwrap().into_inner()).unwrap_err();
+    }
+    assert!(!witness.exists());
+}
+
+/// A shape beyond memory over a storage of four bytes, whole or by stride 0.
+#[test]
+fn huge_sizes_are_refused_without_being_allocated() {
+    let saved = tensors(&tiny().init(1, &Device::flex()));
+    for shape in [vec![1 << 40], vec![1 << 31, 1 << 31], vec![usize::MAX >> 1, 2]] {
+        for container in [Container::Zip, Container::Legacy] {
+            let mut huge = saved.clone();
+            huge.insert("fc.bias".into(), (shape.clone(), vec![0.0]));
+            load(&tiny(), &checkpoint(container, &[], &huge)).unwrap_err();
+        }
+    }
+    let header = br#"{"fc.bias":{"dtype":"F32","shape":[4611686018427387903],"data_offsets":[0,18446744073709551612]}}"#;
+    let file = [&(header.len() as u64).to_le_bytes()[..], header, &[0; 4]].concat();
+    assert!(matches!(load(&tiny(), &file).unwrap_err(), WeightsError::Corrupt { .. }));
+}
+
+#[test]
+fn values_that_are_not_finite_are_refused() {
+    let mut saved = tensors(&tiny().init(1, &Device::flex()));
+    saved.get_mut("fc.bias").unwrap().1[1] = f32::NAN;
+    let error = load(&tiny(), &checkpoint(Container::Zip, &[], &saved)).unwrap_err();
+    assert!(matches!(error, WeightsError::NonFinite { index: 1, .. }), "{error}");
+}
+
+fn sample(container: Container) -> Vec<u8> {
+    checkpoint(container, &["state_dict"], &tensors(&tiny().init(1, &Device::flex())))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    /// Damage anywhere gives a model or an error, never a panic.
+    #[test]
+    fn damaged_bytes_never_panic(
+        legacy in any::<bool>(),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+    ) {
+        let mut bytes = sample(if legacy { Container::Legacy } else { Container::Zip });
+        for (position, value) in changes {
+            let position = position.index(bytes.len());
+            bytes[position] = value;
+        }
+        let _ = load(&tiny(), &bytes);
+    }
+
+    #[test]
+    fn cut_files_are_errors(legacy in any::<bool>(), length in any::<prop::sample::Index>()) {
+        let bytes = sample(if legacy { Container::Legacy } else { Container::Zip });
+        let length = length.index(bytes.len());
+        prop_assert!(load(&tiny(), &bytes[..length]).is_err());
+    }
+
+    /// Bytes that begin like a pickle.
+    #[test]
+    fn random_pickles_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        let _ = load(&tiny(), &[b"\x80\x02}(", &bytes[..]].concat());
+    }
+}
