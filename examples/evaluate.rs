@@ -18,7 +18,7 @@ use sat::{
         Restarts, SampleRecord, Square, StageReport, ThreatModel, Victim, eps_sweep,
     },
     core::{ActivationConfig, Gradient, device::DeviceName},
-    models::{ModelName, ResNetConfig, load_safetensors, read_metadata, read_network},
+    models::{ModelName, NetworkConfig, load_safetensors, read_metadata, read_network},
     train::data::{DataSpec, ImageSet, Split},
 };
 use serde::Serialize;
@@ -239,7 +239,7 @@ struct Output<'a> {
     adv_ce: f64,
     attack: AttackOutput<'a>,
     model: String,
-    network: &'a ResNetConfig,
+    network: &'a NetworkConfig,
     activation: ActivationConfig,
     mean: Option<&'a [f64]>,
     std: Option<&'a [f64]>,
@@ -281,7 +281,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         data = data.take(limit);
     }
     let (name, network) = network(arguments, &data)?;
-    let activation = network.activation.clone();
+    let activation = network.activation().clone();
     let model = load_safetensors(network.init(0, &device), &arguments.weights)?;
     let bytes = fs::read(&arguments.weights)
         .map_err(|source| EvaluateError::Read { path: arguments.weights.clone(), source })?;
@@ -558,7 +558,7 @@ fn normalization(arguments: &Arguments) -> Result<Option<Statistics>, Failure> {
 }
 
 /// The network of the command line, else the one the weights file describes; with its name.
-fn network(arguments: &Arguments, data: &ImageSet) -> Result<(String, ResNetConfig), Failure> {
+fn network(arguments: &Arguments, data: &ImageSet) -> Result<(String, NetworkConfig), Failure> {
     if let Some(name) = arguments.model {
         let activation = arguments.activation.clone().ok_or(EvaluateError::NoActivation)?;
         // The names stand for RGB images and ten classes; the data may have others.
@@ -571,14 +571,14 @@ fn network(arguments: &Arguments, data: &ImageSet) -> Result<(String, ResNetConf
     }
     let path = &arguments.weights;
     let network = read_network(path)?.ok_or_else(|| EvaluateError::Unnamed(path.clone()))?;
-    if (network.input_channels, network.classes) != (data.channels(), data.classes()) {
+    if (network.input_channels(), network.classes()) != (data.channels(), data.classes()) {
         return Err(EvaluateError::OtherData {
             path: path.clone(),
-            channels: [network.input_channels, data.channels()],
-            classes: [network.classes, data.classes()],
+            channels: [network.input_channels(), data.channels()],
+            classes: [network.classes(), data.classes()],
         }
         .into());
     }
-    let activation = arguments.activation.clone().unwrap_or(network.activation.clone());
+    let activation = arguments.activation.clone().unwrap_or(network.activation().clone());
     Ok(("as in the weights file".to_owned(), network.with_activation(activation)))
 }

@@ -231,7 +231,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
 fn network(data: &ImageSet) -> ResNetConfig {
     let stage = |channels, stride| StageConfig { channels, blocks: 1, stride };
     ResNetConfig {
-        stem: StemConfig { channels: 16, stride: 2 },
+        stem: StemConfig::small(16, 2),
         stages: vec![stage(16, 1), stage(32, 2), stage(64, 2)],
         ..ResNetConfig::resnet20()
     }
@@ -315,7 +315,7 @@ impl Job<'_> {
             _ => {}
         }
         let (model, train_seconds) = self.train()?;
-        let mut metadata = network_metadata(&self.network);
+        let mut metadata = network_metadata(&self.network.clone().into());
         metadata.extend(common::normalization_metadata(model.statistics()));
         save_safetensors(&model.model, self.weights(), &metadata)?;
         let started = Instant::now();

@@ -174,7 +174,7 @@ fn autoattack_on_the_mnist_cnn() {
 }
 
 /// The CIFAR ResNet-20 of the known answers, and what they are.
-fn resnet20(shared: &Path) -> (sat::models::ResNet, serde_json::Value) {
+fn resnet20(shared: &Path) -> (sat::models::Model, serde_json::Value) {
     let expected = fs::read(shared.join("golden/resnet20_silu_expected.json")).unwrap();
     let config = ModelName::ResNet20.config().with_activation("silu".parse().unwrap());
     let weights = shared.join("golden/resnet20_silu_cifar10_linf.safetensors");

@@ -1,5 +1,5 @@
-//! Residual networks for [Burn](https://burn.dev) with any activation of `sat-core`, seeded
-//! initialisation, and weights in the safetensors format under PyTorch's names.
+//! ResNets, WideResNets and EfficientNets for [Burn](https://burn.dev) with any activation of
+//! `sat-core`, seeded initialisation, and weights from PyTorch and safetensors files.
 //!
 //! A network is data until it is built:
 //!
@@ -32,20 +32,33 @@
 //! # fn main() {}
 //! ```
 //!
-//! [`ResNetConfig`] describes networks of any size; [`StateDict`] gives a module of your own the
-//! same weights files.
+//! [`ResNetConfig`], [`PreActResNetConfig`] and [`EfficientNetConfig`] describe networks of any size;
+//! [`StateDict`] gives a module of your own the same weights files.
 
 #![warn(missing_docs)]
 
+mod config;
+mod cost;
+mod efficientnet;
 mod init;
+mod network;
+mod preact_resnet;
 mod registry;
 mod resnet;
 mod weights;
 
+pub use config::ConfigError;
+pub use cost::Cost;
+pub use efficientnet::{
+    Conventions, EfficientNet, EfficientNetConfig, Padding, Scaling, SqueezeExciteConfig,
+};
 pub use init::Initialization;
+pub use network::{Model, NetworkConfig};
+pub use preact_resnet::{PreActResNet, PreActResNetConfig, PreActStyle};
 pub use registry::{ModelName, UnknownModel};
-pub use resnet::{ConfigError, ResNet, ResNetConfig, StageConfig, StemConfig};
+pub use resnet::{BlockConfig, Pool, ResNet, ResNetConfig, StageConfig, StemConfig};
 pub use weights::{
-    METADATA_NETWORK, Metadata, ShapeMismatch, StateDict, WeightsError, load_safetensors,
-    network_metadata, read_metadata, read_network, save_safetensors,
+    METADATA_NETWORK, Metadata, ShapeMismatch, StateDict, WeightsError, load_pytorch,
+    load_safetensors, load_weights, network_metadata, read_metadata, read_network,
+    save_safetensors,
 };

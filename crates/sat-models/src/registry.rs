@@ -6,61 +6,88 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::efficientnet::EfficientNetConfig;
+use crate::network::NetworkConfig;
+use crate::preact_resnet::PreActResNetConfig;
 use crate::resnet::ResNetConfig;
 
-/// A network with a standard name, as on a command line or in the metadata of a weights file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-#[non_exhaustive]
-pub enum ModelName {
-    /// `resnet20`: [`ResNetConfig::resnet20`]
-    ResNet20,
-    /// `resnet32`: [`ResNetConfig::resnet32`]
-    ResNet32,
-    /// `resnet44`: [`ResNetConfig::resnet44`]
-    ResNet44,
-    /// `resnet56`: [`ResNetConfig::resnet56`]
-    ResNet56,
-    /// `resnet110`: [`ResNetConfig::resnet110`]
-    ResNet110,
-    /// `resnet18_cifar`: [`ResNetConfig::resnet18_cifar`]
-    ResNet18Cifar,
+/// Declares [`ModelName`] from one table: variant, name, configuration, side of the default image.
+macro_rules! model_names {
+    ($($variant:ident, $name:literal, $config:expr, $side:literal;)*) => {
+        /// A network with a standard name, as on a command line or in the metadata of a weights file.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        #[non_exhaustive]
+        pub enum ModelName {
+            $(#[doc = concat!("`", $name, "`: `", stringify!($config), "`")] $variant,)*
+        }
+
+        impl ModelName {
+            /// Every name.
+            pub const ALL: [Self; [$($name),*].len()] = [$(Self::$variant),*];
+
+            /// The name as text.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)*
+                }
+            }
+
+            /// The network as data: 3 input channels, 1000 classes for networks made for ImageNet and
+            /// 10 for those made for CIFAR. The activation is SiLU, in the Lite networks ReLU6;
+            /// weights trained elsewhere may want another, as those of torchvision's ResNets do:
+            /// `.with_activation("relu".parse()?)`.
+            pub fn config(self) -> NetworkConfig {
+                match self {
+                    $(Self::$variant => $config.into(),)*
+                }
+            }
+
+            /// Height and width of the images that the network is made for.
+            pub const fn image_size(self) -> [usize; 2] {
+                match self {
+                    $(Self::$variant => [$side, $side],)*
+                }
+            }
+        }
+    };
 }
 
-impl ModelName {
-    /// Every name.
-    pub const ALL: [Self; 6] = [
-        Self::ResNet20,
-        Self::ResNet32,
-        Self::ResNet44,
-        Self::ResNet56,
-        Self::ResNet110,
-        Self::ResNet18Cifar,
-    ];
-
-    /// The name as text.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::ResNet20 => "resnet20",
-            Self::ResNet32 => "resnet32",
-            Self::ResNet44 => "resnet44",
-            Self::ResNet56 => "resnet56",
-            Self::ResNet110 => "resnet110",
-            Self::ResNet18Cifar => "resnet18_cifar",
-        }
-    }
-
-    /// The network as data: 3 input channels, 10 classes and the default activation.
-    pub fn config(self) -> ResNetConfig {
-        match self {
-            Self::ResNet20 => ResNetConfig::resnet20(),
-            Self::ResNet32 => ResNetConfig::resnet32(),
-            Self::ResNet44 => ResNetConfig::resnet44(),
-            Self::ResNet56 => ResNetConfig::resnet56(),
-            Self::ResNet110 => ResNetConfig::resnet110(),
-            Self::ResNet18Cifar => ResNetConfig::resnet18_cifar(),
-        }
-    }
+model_names! {
+    ResNet20, "resnet20", ResNetConfig::resnet20(), 32;
+    ResNet32, "resnet32", ResNetConfig::resnet32(), 32;
+    ResNet44, "resnet44", ResNetConfig::resnet44(), 32;
+    ResNet56, "resnet56", ResNetConfig::resnet56(), 32;
+    ResNet110, "resnet110", ResNetConfig::resnet110(), 32;
+    ResNet18Cifar, "resnet18_cifar", ResNetConfig::resnet18_cifar(), 32;
+    ResNet18, "resnet18", ResNetConfig::resnet18(), 224;
+    ResNet34, "resnet34", ResNetConfig::resnet34(), 224;
+    ResNet50, "resnet50", ResNetConfig::resnet50(), 224;
+    ResNet101, "resnet101", ResNetConfig::resnet101(), 224;
+    ResNet152, "resnet152", ResNetConfig::resnet152(), 224;
+    ResNeXt50x32x4d, "resnext50_32x4d", ResNetConfig::resnext50_32x4d(), 224;
+    ResNeXt50x32x8d, "resnext50_32x8d", ResNetConfig::resnext50_32x8d(), 224;
+    ResNeXt101x32x8d, "resnext101_32x8d", ResNetConfig::resnext101_32x8d(), 224;
+    ResNeXt152x32x8d, "resnext152_32x8d", ResNetConfig::resnext152_32x8d(), 224;
+    PreActResNet18, "preact_resnet18", PreActResNetConfig::preact_resnet18(), 32;
+    WideResNet28x10, "wide_resnet28_10", PreActResNetConfig::wide(4, 10), 32;
+    WideResNet34x10, "wide_resnet34_10", PreActResNetConfig::wide(5, 10), 32;
+    EfficientNetB0, "efficientnet_b0", EfficientNetConfig::b0(), 224;
+    EfficientNetB1, "efficientnet_b1", EfficientNetConfig::b1(), 240;
+    EfficientNetB2, "efficientnet_b2", EfficientNetConfig::b2(), 260;
+    EfficientNetB3, "efficientnet_b3", EfficientNetConfig::b3(), 300;
+    EfficientNetB4, "efficientnet_b4", EfficientNetConfig::b4(), 380;
+    EfficientNetB5, "efficientnet_b5", EfficientNetConfig::b5(), 456;
+    EfficientNetB6, "efficientnet_b6", EfficientNetConfig::b6(), 528;
+    EfficientNetB7, "efficientnet_b7", EfficientNetConfig::b7(), 600;
+    EfficientNetB8, "efficientnet_b8", EfficientNetConfig::b8(), 672;
+    EfficientNetL1, "efficientnet_l1", EfficientNetConfig::l1(), 600;
+    EfficientNetL2, "efficientnet_l2", EfficientNetConfig::l2(), 800;
+    EfficientNetLite0, "efficientnet_lite0", EfficientNetConfig::lite0(), 224;
+    EfficientNetLite1, "efficientnet_lite1", EfficientNetConfig::lite1(), 240;
+    EfficientNetLite2, "efficientnet_lite2", EfficientNetConfig::lite2(), 260;
+    EfficientNetLite3, "efficientnet_lite3", EfficientNetConfig::lite3(), 280;
+    EfficientNetLite4, "efficientnet_lite4", EfficientNetConfig::lite4(), 300;
 }
 
 impl fmt::Display for ModelName {

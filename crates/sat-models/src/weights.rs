@@ -1,18 +1,21 @@
-//! Weights in the safetensors format, with PyTorch's names and layouts.
+//! Weights in the safetensors and PyTorch formats, with PyTorch's names and layouts.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
-use std::marker::PhantomData;
+use std::fs::File;
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Tensor, TensorData, bf16, f16};
-use safetensors::tensor::{Dtype, TensorView};
-use safetensors::{SafeTensorError, SafeTensors};
+use pytorch_reader::{DType as PytorchType, PytorchError, PytorchReader};
+use safetensors::SafeTensorError;
+use safetensors::tensor::{Dtype, Metadata as Header};
 use serde_json::json;
 use thiserror::Error;
 
+use crate::network::NetworkConfig;
 use crate::resnet::ResNetConfig;
 
 /// A module whose tensors have names in PyTorch's state-dict convention.
@@ -23,8 +26,21 @@ use crate::resnet::ResNetConfig;
 pub trait StateDict: Module {
     /// The PyTorch name of the tensor at `path`: field names and indices joined by dots, as in
     /// `fc.weight` or `stages.0.2.bn1.running_mean`. Different paths must give different names.
-    fn state_key(path: &str) -> String {
+    fn state_key(&self, path: &str) -> String {
         path.to_owned()
+    }
+
+    /// Names that other software gives to modules of this one, each with the name that
+    /// [`state_key`](Self::state_key) gives: `("linear", "fc")` makes a file's `linear.weight` the
+    /// `fc.weight`. Loading accepts both.
+    fn aliases(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
+
+    /// Whether loading passes over a tensor of this name, because the software that saved it never
+    /// uses it.
+    fn is_unused(&self, _key: &str) -> bool {
+        false
     }
 
     /// The names of all tensors, sorted: parameters and running statistics.
@@ -43,11 +59,12 @@ pub trait StateDict: Module {
 /// The text entries in the header of a safetensors file.
 pub type Metadata = BTreeMap<String, String>;
 
-/// The metadata key of the network's description: a [`ResNetConfig`] as JSON.
+/// The metadata key of the network's description: a [`NetworkConfig`] as JSON. Older files have a
+/// [`ResNetConfig`] alone, which [`read_network`] understands too.
 pub const METADATA_NETWORK: &str = "sat.network";
 
 /// The metadata that says which network the weights belong to; [`read_network`] reads it back.
-pub fn network_metadata(network: &ResNetConfig) -> Metadata {
+pub fn network_metadata(network: &NetworkConfig) -> Metadata {
     let text = serde_json::to_string(network).expect("names, numbers and lists have a JSON form");
     Metadata::from([(METADATA_NETWORK.to_owned(), text)])
 }
@@ -58,12 +75,18 @@ pub fn network_metadata(network: &ResNetConfig) -> Metadata {
 ///
 /// [`Read`](WeightsError::Read) or [`Corrupt`](WeightsError::Corrupt), and
 /// [`Network`](WeightsError::Network) if the description makes no sense.
-pub fn read_network(path: impl AsRef<Path>) -> Result<Option<ResNetConfig>, WeightsError> {
+pub fn read_network(path: impl AsRef<Path>) -> Result<Option<NetworkConfig>, WeightsError> {
     let path = path.as_ref();
     let Some(text) = read_metadata(path)?.remove(METADATA_NETWORK) else { return Ok(None) };
     let refuse = |reason| WeightsError::Network { path: path.to_owned(), reason };
-    let network: ResNetConfig =
-        serde_json::from_str(&text).map_err(|error| refuse(error.to_string()))?;
+    let parse = || -> serde_json::Result<NetworkConfig> {
+        let value: serde_json::Value = serde_json::from_str(&text)?;
+        match value.get("stages") {
+            Some(_) => Ok(serde_json::from_value::<ResNetConfig>(value)?.into()),
+            None => serde_json::from_value(value),
+        }
+    };
+    let network = parse().map_err(|error| refuse(error.to_string()))?;
     network.validate().map_err(|error| refuse(error.to_string()))?;
     Ok(Some(network))
 }
@@ -105,6 +128,14 @@ pub enum WeightsError {
         /// The cause.
         source: SafeTensorError,
     },
+    /// The file is not a PyTorch checkpoint that can be read.
+    #[error("`{}` is no PyTorch checkpoint of tensors: {source}; copy or download it again, or save its `state_dict()` anew", path.display())]
+    CorruptPytorch {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: PytorchError,
+    },
     /// The tensors of the file are not the tensors of the model.
     #[error(
         "`{}` does not fit the model:{}{}{}; check the architecture, the number of classes and the activation",
@@ -123,8 +154,9 @@ pub enum WeightsError {
         /// Tensors whose shapes differ, sorted by name.
         misshapen: Vec<ShapeMismatch>,
     },
-    /// Two tensors of the file have the same name once `module.` and `model.` are removed.
-    #[error("`{}` holds the tensor `{tensor}` twice, with and without a `module.` or `model.` prefix", path.display())]
+    /// Two tensors of the file are the same tensor of the model once `module.` and `model.` are removed
+    /// and [aliases](StateDict::aliases) are followed.
+    #[error("`{}` holds the tensor `{tensor}` twice, under two names", path.display())]
     Duplicate {
         /// The file.
         path: PathBuf,
@@ -240,12 +272,14 @@ pub fn save_safetensors<M: StateDict>(
 /// Reads the tensors of `model` from the safetensors file at `path`.
 ///
 /// Strict: every tensor of the model must be in the file with the right shape, and nothing else may
-/// be, except BatchNorm's `num_batches_tracked`. Leading `module.` and `model.` are removed from
-/// names. Values in f16, bf16, f32 or f64 become f32, then the data type of the model's tensor.
+/// be, except BatchNorm's `num_batches_tracked` and what the model calls
+/// [unused](StateDict::is_unused). Leading `module.` and `model.` are removed from
+/// names, and [aliases](StateDict::aliases) followed. Values in f16, bf16, f32 or f64 become f32, then
+/// the data type of the model's tensor.
 ///
 /// The model keeps its device and which parameters require gradients. Clones made before keep
 /// their own weights and running statistics. A model on a device without autodiff comes back in
-/// inference mode, as from [`valid`](Module::valid).
+/// inference mode, as from [`valid`](Module::valid). Beside the model, memory for one tensor is used.
 ///
 /// # Errors
 ///
@@ -253,35 +287,83 @@ pub fn save_safetensors<M: StateDict>(
 /// to keep it whatever happens.
 pub fn load_safetensors<M: StateDict>(model: M, path: impl AsRef<Path>) -> Result<M, WeightsError> {
     let path = path.as_ref();
-    let bytes = read(path)?;
-    let file = parse(path, &bytes)?;
+    load(model, path, open_safetensors(path)?.tensors())
+}
+
+/// Reads the tensors of `model` from the PyTorch checkpoint at `path`: what `torch.save` made of a
+/// `state_dict()`, in the zip format or the older ones.
+///
+/// A dictionary under `state_dict` or `model_state_dict` is taken and what lies beside it left, as is
+/// one under `model` beside an `optimizer`. All else is as in [`load_safetensors`]. The file's pickle is
+/// interpreted as data: no code in it is run.
+///
+/// # Errors
+///
+/// As [`load_safetensors`].
+pub fn load_pytorch<M: StateDict>(model: M, path: impl AsRef<Path>) -> Result<M, WeightsError> {
+    let path = path.as_ref();
+    load(model, path, open_pytorch(path)?)
+}
+
+/// Reads the tensors of `model` from the file at `path`, whichever of the two formats it has: see
+/// [`load_safetensors`] and [`load_pytorch`].
+///
+/// # Errors
+///
+/// As [`load_safetensors`].
+pub fn load_weights<M: StateDict>(model: M, path: impl AsRef<Path>) -> Result<M, WeightsError> {
+    let path = path.as_ref();
+    let failed = |source| WeightsError::Read { path: path.to_owned(), source };
+    // A safetensors file is a length in eight bytes, and JSON.
+    let mut start = Vec::new();
+    File::open(path).and_then(|file| file.take(9).read_to_end(&mut start)).map_err(failed)?;
+    let is_named = path.extension().is_some_and(|extension| extension == "safetensors");
+    if is_named || start.get(8) == Some(&b'{') {
+        load_safetensors(model, path)
+    } else {
+        load_pytorch(model, path)
+    }
+}
+
+fn load<M: StateDict>(
+    model: M,
+    path: &Path,
+    file: BTreeMap<String, Stored>,
+) -> Result<M, WeightsError> {
     let slots = slots(&model);
+    let aliases: HashMap<String, String> = model.aliases().into_iter().collect();
+    let is_ours = |key: &str| slots.binary_search_by(|slot| slot.key.as_str().cmp(key)).is_ok();
     let mut tensors = BTreeMap::new();
-    for (name, tensor) in file.iter() {
+    for (name, tensor) in file {
         // A field of the model's own may be called `model` or `module`.
-        let is_ours = slots.iter().any(|slot| slot.key == *name);
-        let key = if is_ours { name } else { strip_prefixes(name) };
-        if key.rsplit('.').next() == Some("num_batches_tracked") {
+        let mut key = if is_ours(&name) { name } else { strip_prefixes(&name).to_owned() };
+        if key.rsplit('.').next() == Some("num_batches_tracked") || model.is_unused(&key) {
             continue;
         }
-        if tensors.insert(key, tensor).is_some() {
-            let tensor = key.to_owned();
-            return Err(WeightsError::Duplicate { path: path.to_owned(), tensor });
+        if !is_ours(&key)
+            && let Some((module, field)) = key.rsplit_once('.')
+            && let Some(ours) = aliases.get(module)
+        {
+            key = format!("{ours}.{field}");
         }
+        if tensors.contains_key(&key) {
+            return Err(WeightsError::Duplicate { path: path.to_owned(), tensor: key });
+        }
+        tensors.insert(key, tensor);
     }
     compare(path, &slots, &tensors)?;
 
-    let mut values = HashMap::with_capacity(slots.len());
-    for (key, tensor) in tensors {
-        values.insert(key.to_owned(), decode(path, key, &tensor)?);
-    }
     // A map changes running statistics in place, which clones share, and leaves pending updates
     // that would overwrite them. `train` and `valid` give the model statistics of its own.
-    let model = match slots.iter().any(|slot| slot.autodiff) {
-        true => model.train(),
-        false => model.valid(),
-    };
-    Ok(model.map(&mut Loader::<M> { place: Place::default(), values, model: PhantomData }))
+    let has_autodiff = slots.iter().any(|slot| slot.autodiff);
+    let keys = slots.into_iter().map(|slot| (slot.path, slot.key)).collect();
+    let model = if has_autodiff { model.train() } else { model.valid() };
+    let mut loader = Loader { file: path, place: Place::default(), keys, tensors, error: None };
+    let model = model.map(&mut loader);
+    match loader.error {
+        None => Ok(model),
+        Some(error) => Err(error),
+    }
 }
 
 /// Reads the text entries in the header of the safetensors file at `path`; empty if it has none.
@@ -290,20 +372,117 @@ pub fn load_safetensors<M: StateDict>(model: M, path: impl AsRef<Path>) -> Resul
 ///
 /// [`Read`](WeightsError::Read) or [`Corrupt`](WeightsError::Corrupt).
 pub fn read_metadata(path: impl AsRef<Path>) -> Result<Metadata, WeightsError> {
-    let path = path.as_ref();
-    let bytes = read(path)?;
-    let (_, header) = SafeTensors::read_metadata(&bytes)
-        .map_err(|source| WeightsError::Corrupt { path: path.to_owned(), source })?;
+    let header = open_safetensors(path.as_ref())?.header;
     Ok(header.metadata().clone().unwrap_or_default().into_iter().collect())
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, WeightsError> {
-    fs::read(path).map_err(|source| WeightsError::Read { path: path.to_owned(), source })
+/// A tensor in a file, not read yet.
+struct Stored {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    read: Box<dyn Fn() -> io::Result<Vec<u8>>>,
 }
 
-fn parse<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>, WeightsError> {
-    SafeTensors::deserialize(bytes)
-        .map_err(|source| WeightsError::Corrupt { path: path.to_owned(), source })
+struct OpenSafetensors {
+    file: File,
+    header: Header,
+    /// Where the tensors begin.
+    start: u64,
+}
+
+impl OpenSafetensors {
+    fn tensors(self) -> BTreeMap<String, Stored> {
+        let file = Rc::new(RefCell::new(self.file));
+        let stored = |name: String, info: &safetensors::tensor::TensorInfo| {
+            let (from, to) = info.data_offsets;
+            let (file, start) = (file.clone(), self.start + from as u64);
+            let read = move || {
+                let mut bytes = vec![0; to - from];
+                let mut file = file.borrow_mut();
+                file.seek(SeekFrom::Start(start))?;
+                file.read_exact(&mut bytes)?;
+                Ok(bytes)
+            };
+            (name, Stored { dtype: info.dtype, shape: info.shape.clone(), read: Box::new(read) })
+        };
+        self.header.tensors().into_iter().map(|(name, info)| stored(name, info)).collect()
+    }
+}
+
+/// Reads the header and checks that the tensors fill the rest of the file. The safetensors crate would
+/// want the whole file in memory for that.
+fn open_safetensors(path: &Path) -> Result<OpenSafetensors, WeightsError> {
+    const LARGEST_HEADER: u64 = 100_000_000;
+    let failed = |source| WeightsError::Read { path: path.to_owned(), source };
+    let corrupt = |source| WeightsError::Corrupt { path: path.to_owned(), source };
+
+    let mut file = File::open(path).map_err(failed)?;
+    let length = file.metadata().map_err(failed)?.len();
+    let mut size = [0; 8];
+    if length < size.len() as u64 {
+        return Err(corrupt(SafeTensorError::HeaderTooSmall));
+    }
+    file.read_exact(&mut size).map_err(failed)?;
+    let size = u64::from_le_bytes(size);
+    if size > LARGEST_HEADER {
+        return Err(corrupt(SafeTensorError::HeaderTooLarge));
+    }
+    let start = 8 + size;
+    if start > length {
+        return Err(corrupt(SafeTensorError::InvalidHeaderLength));
+    }
+    let mut header = vec![0; size as usize];
+    file.read_exact(&mut header).map_err(failed)?;
+    let header: Header = serde_json::from_slice(&header)
+        .map_err(|error| corrupt(SafeTensorError::InvalidHeaderDeserialization(error)))?;
+    if start.checked_add(header.data_len() as u64) != Some(length) {
+        return Err(corrupt(SafeTensorError::MetadataIncompleteBuffer));
+    }
+    Ok(OpenSafetensors { file, header, start })
+}
+
+fn open_pytorch(path: &Path) -> Result<BTreeMap<String, Stored>, WeightsError> {
+    let tensors = PytorchReader::new(path).map_err(|source| match source {
+        PytorchError::Io(source) if source.kind() == io::ErrorKind::NotFound => {
+            WeightsError::Read { path: path.to_owned(), source }
+        }
+        source => WeightsError::CorruptPytorch { path: path.to_owned(), source },
+    })?;
+    let tensors = tensors.into_tensors();
+    let holds = |prefix: &str| tensors.keys().any(|key| key.starts_with(prefix));
+    let wrapper = if holds("state_dict.") {
+        "state_dict."
+    } else if holds("model_state_dict.") {
+        "model_state_dict."
+    } else if holds("model.") && holds("optimizer.") {
+        "model."
+    } else {
+        ""
+    };
+    let stored = tensors.into_iter().filter_map(|(name, tensor)| {
+        let name = name.strip_prefix(wrapper)?.to_owned();
+        let (_, dtype, shape, read) = tensor.into_parts();
+        Some((name, Stored { dtype: dtype_of(dtype), shape, read: Box::new(read) }))
+    });
+    Ok(stored.collect())
+}
+
+fn dtype_of(dtype: PytorchType) -> Dtype {
+    match dtype {
+        PytorchType::F64 => Dtype::F64,
+        PytorchType::F32 => Dtype::F32,
+        PytorchType::F16 => Dtype::F16,
+        PytorchType::BF16 => Dtype::BF16,
+        PytorchType::I64 => Dtype::I64,
+        PytorchType::I32 => Dtype::I32,
+        PytorchType::I16 => Dtype::I16,
+        PytorchType::I8 => Dtype::I8,
+        PytorchType::U64 => Dtype::U64,
+        PytorchType::U32 => Dtype::U32,
+        PytorchType::U16 => Dtype::U16,
+        PytorchType::U8 => Dtype::U8,
+        PytorchType::Bool => Dtype::BOOL,
+    }
 }
 
 /// Names from `DataParallel` start with `module.`, those from wrapper modules with `model.`.
@@ -317,39 +496,48 @@ fn strip_prefixes(mut name: &str) -> &str {
 fn compare(
     path: &Path,
     slots: &[Slot],
-    tensors: &BTreeMap<&str, TensorView<'_>>,
+    tensors: &BTreeMap<String, Stored>,
 ) -> Result<(), WeightsError> {
     let mut missing = Vec::new();
     let mut misshapen = Vec::new();
     for slot in slots {
-        match tensors.get(slot.key.as_str()) {
+        match tensors.get(&slot.key) {
             None => missing.push(slot.key.clone()),
-            Some(tensor) if tensor.shape() != slot.shape => misshapen.push(ShapeMismatch {
+            Some(tensor) if tensor.shape != slot.shape => misshapen.push(ShapeMismatch {
                 tensor: slot.key.clone(),
                 expected: slot.shape.clone(),
-                found: tensor.shape().to_vec(),
+                found: tensor.shape.clone(),
             }),
             Some(_) => {}
         }
     }
     let known = |key: &str| slots.binary_search_by(|slot| slot.key.as_str().cmp(key)).is_ok();
-    let unexpected: Vec<String> =
-        tensors.keys().filter(|key| !known(key)).map(|key| key.to_string()).collect();
-    if missing.is_empty() && unexpected.is_empty() && misshapen.is_empty() {
-        return Ok(());
+    let unexpected: Vec<String> = tensors.keys().filter(|key| !known(key)).cloned().collect();
+    if !(missing.is_empty() && unexpected.is_empty() && misshapen.is_empty()) {
+        let path = path.to_owned();
+        return Err(WeightsError::Mismatch { path, missing, unexpected, misshapen });
     }
-    Err(WeightsError::Mismatch { path: path.to_owned(), missing, unexpected, misshapen })
+    // Known before anything is loaded, though the values are not.
+    for (key, tensor) in tensors {
+        if !matches!(tensor.dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64) {
+            let (path, tensor, found) = (path.to_owned(), key.clone(), tensor.dtype);
+            return Err(WeightsError::DataType { path, tensor, found });
+        }
+    }
+    Ok(())
 }
 
-fn decode(path: &Path, key: &str, tensor: &TensorView<'_>) -> Result<Vec<f32>, WeightsError> {
+fn decode(path: &Path, key: &str, tensor: &Stored) -> Result<Vec<f32>, WeightsError> {
     fn each<const N: usize>(bytes: &[u8], value: impl Fn([u8; N]) -> f32) -> Vec<f32> {
         bytes.as_chunks::<N>().0.iter().map(|chunk| value(*chunk)).collect()
     }
-    let values = match tensor.dtype() {
-        Dtype::F32 => each(tensor.data(), f32::from_le_bytes),
-        Dtype::F64 => each(tensor.data(), |bytes| f64::from_le_bytes(bytes) as f32),
-        Dtype::F16 => each(tensor.data(), |bytes| f16::from_le_bytes(bytes).to_f32()),
-        Dtype::BF16 => each(tensor.data(), |bytes| bf16::from_le_bytes(bytes).to_f32()),
+    let bytes =
+        (tensor.read)().map_err(|source| WeightsError::Read { path: path.to_owned(), source })?;
+    let values = match tensor.dtype {
+        Dtype::F32 => each(&bytes, f32::from_le_bytes),
+        Dtype::F64 => each(&bytes, |bytes| f64::from_le_bytes(bytes) as f32),
+        Dtype::F16 => each(&bytes, |bytes| f16::from_le_bytes(bytes).to_f32()),
+        Dtype::BF16 => each(&bytes, |bytes| bf16::from_le_bytes(bytes).to_f32()),
         found => {
             let tensor = key.to_owned();
             return Err(WeightsError::DataType { path: path.to_owned(), tensor, found });
@@ -405,6 +593,8 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
 
 /// A tensor of a model.
 struct Slot {
+    /// The fields on the way to it, the last under PyTorch's name.
+    path: String,
     key: String,
     /// The shape in the file.
     shape: Vec<usize>,
@@ -451,7 +641,7 @@ impl Layout {
 
 /// The tensors of a model, sorted by key.
 fn slots<M: StateDict>(model: &M) -> Vec<Slot> {
-    let mut lister = Lister::<M> { place: Place::default(), slots: Vec::new(), model: PhantomData };
+    let mut lister = Lister { model, place: Place::default(), slots: Vec::new() };
     model.visit(&mut lister);
     let mut slots = lister.slots;
     slots.sort_by(|a, b| a.key.cmp(&b.key));
@@ -477,7 +667,7 @@ impl Place {
         self.fields.last().map_or(("", ""), |(name, container)| (name, container))
     }
 
-    fn key<M: StateDict>(&self) -> String {
+    fn path(&self) -> String {
         let mut names: Vec<&str> = self.fields.iter().map(|(name, _)| name.as_str()).collect();
         let torch_name = match self.last() {
             ("gamma", "Struct:BatchNorm" | "Struct:BatchNormAct") => "weight",
@@ -486,7 +676,7 @@ impl Place {
         };
         names.pop();
         names.push(torch_name);
-        M::state_key(&names.join("."))
+        names.join(".")
     }
 
     fn layout(&self) -> Layout {
@@ -506,13 +696,13 @@ impl Place {
     }
 }
 
-struct Lister<M> {
+struct Lister<'a, M> {
+    model: &'a M,
     place: Place,
     slots: Vec<Slot>,
-    model: PhantomData<M>,
 }
 
-impl<M: StateDict> ModuleVisitor for Lister<M> {
+impl<M: StateDict> ModuleVisitor for Lister<'_, M> {
     fn enter_module(&mut self, name: &str, container_type: &str) {
         self.place.enter(name, container_type);
     }
@@ -525,8 +715,10 @@ impl<M: StateDict> ModuleVisitor for Lister<M> {
         let layout = self.place.layout();
         let burn_shape = param.lazy_shape().to_vec();
         let param = param.clone();
+        let path = self.place.path();
         self.slots.push(Slot {
-            key: self.place.key::<M>(),
+            key: self.model.state_key(&path),
+            path,
             shape: layout.swap_shape(&burn_shape),
             burn_shape,
             layout,
@@ -537,14 +729,18 @@ impl<M: StateDict> ModuleVisitor for Lister<M> {
     }
 }
 
-/// Puts values, in the file's layout and known to fit, into a model.
-struct Loader<M> {
+/// Puts the tensors of a file, known to fit, into a model, one after the other. After an error the
+/// rest is left.
+struct Loader<'a> {
+    file: &'a Path,
     place: Place,
-    values: HashMap<String, Vec<f32>>,
-    model: PhantomData<M>,
+    /// The key of each path.
+    keys: HashMap<String, String>,
+    tensors: BTreeMap<String, Stored>,
+    error: Option<WeightsError>,
 }
 
-impl<M: StateDict> ModuleMapper for Loader<M> {
+impl ModuleMapper for Loader<'_> {
     fn enter_module(&mut self, name: &str, container_type: &str) {
         self.place.enter(name, container_type);
     }
@@ -554,8 +750,19 @@ impl<M: StateDict> ModuleMapper for Loader<M> {
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let Some(values) = self.values.remove(&self.place.key::<M>()) else {
+        if self.error.is_some() {
             return param;
+        }
+        let key = self.keys.get(&self.place.path());
+        let Some((key, stored)) = key.and_then(|key| self.tensors.remove_entry(key)) else {
+            return param;
+        };
+        let values = match decode(self.file, &key, &stored) {
+            Ok(values) => values,
+            Err(error) => {
+                self.error = Some(error);
+                return param;
+            }
         };
         let layout = self.place.layout();
         param.map(|old| {

@@ -21,11 +21,12 @@ fn tiny() -> ResNetConfig {
     ResNetConfig {
         input_channels: 1,
         classes: 3,
-        stem: StemConfig { channels: 2, stride: 1 },
+        stem: StemConfig::small(2, 1),
         stages: vec![
             StageConfig { channels: 2, blocks: 1, stride: 1 },
             StageConfig { channels: 3, blocks: 1, stride: 2 },
         ],
+        block: Default::default(),
         activation: Default::default(),
         initialization: Default::default(),
     }
@@ -200,10 +201,10 @@ fn param(values: [[f32; 2]; 1]) -> Param<Tensor<2>> {
 fn metadata_comes_back_and_may_be_absent() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.safetensors");
-    let metadata = network_metadata(&tiny());
+    let metadata = network_metadata(&tiny().into());
     save_safetensors(&trained(&tiny(), 1), &path, &metadata).unwrap();
     assert_eq!(read_metadata(&path).unwrap(), metadata);
-    assert_eq!(read_network(&path).unwrap(), Some(tiny()));
+    assert_eq!(read_network(&path).unwrap(), Some(tiny().into()));
     save_safetensors(&trained(&tiny(), 1), &path, &Metadata::new()).unwrap();
     assert_eq!(read_metadata(&path).unwrap(), Metadata::new());
     assert_eq!(read_network(&path).unwrap(), None);

@@ -37,7 +37,7 @@ fn images(n: usize) -> ImageSet {
 fn config() -> ResNetConfig {
     let stage = |channels, stride| StageConfig { channels, blocks: 1, stride };
     ResNetConfig {
-        stem: StemConfig { channels: 4, stride: 1 },
+        stem: StemConfig::small(4, 1),
         stages: vec![stage(4, 1), stage(8, 2)],
         ..ResNetConfig::resnet20()
     }

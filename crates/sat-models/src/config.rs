@@ -1,0 +1,72 @@
+//! What the configurations of all families share.
+
+use sat_core::ActivationError;
+use thiserror::Error;
+
+/// The largest size a configuration may ask for, far above any network that fits a machine and low
+/// enough that no product of two sizes overflows.
+const LARGEST: usize = 1 << 20;
+
+/// A field of a network's configuration that no network can have.
+#[derive(Clone, Debug, PartialEq, Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// A size that must be at least 1 is 0.
+    #[error("network configuration: `{field}` is 0; it must be at least 1")]
+    Zero {
+        /// The field, such as `stages[1].stride`.
+        field: String,
+    },
+    /// A size is beyond any network.
+    #[error("network configuration: `{field}` is {value}; it must be at most {LARGEST}")]
+    TooLarge {
+        /// The field.
+        field: String,
+        /// Its value.
+        value: usize,
+    },
+    /// A kernel's size is even: nothing pads it equally on both sides.
+    #[error("network configuration: `{field}` is {value}; a kernel's size must be odd")]
+    EvenKernel {
+        /// The field.
+        field: String,
+        /// Its value.
+        value: usize,
+    },
+    /// A number is outside its range.
+    #[error("network configuration: `{field}` is {value}; it must be {range}")]
+    Range {
+        /// The field.
+        field: String,
+        /// Its value.
+        value: f64,
+        /// Where it may lie, in words.
+        range: &'static str,
+    },
+    /// The activation has a parameter out of its range.
+    #[error("network configuration: `activation`: {0}")]
+    Activation(#[from] ActivationError),
+    /// The list of stages is empty.
+    #[error("network configuration: `stages` is empty; give at least one stage")]
+    NoStages,
+}
+
+pub(crate) fn check_size(field: impl Into<String>, value: usize) -> Result<(), ConfigError> {
+    match value {
+        0 => Err(ConfigError::Zero { field: field.into() }),
+        1..=LARGEST => Ok(()),
+        _ => Err(ConfigError::TooLarge { field: field.into(), value }),
+    }
+}
+
+pub(crate) fn check_range(
+    field: &str,
+    value: f64,
+    range: &'static str,
+    is_inside: impl Fn(f64) -> bool,
+) -> Result<(), ConfigError> {
+    match is_inside(value) {
+        true => Ok(()),
+        false => Err(ConfigError::Range { field: field.to_owned(), value, range }),
+    }
+}

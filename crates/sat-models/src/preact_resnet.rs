@@ -1,0 +1,321 @@
+//! Residual networks with normalisation and activation before each convolution: PreActResNet and
+//! WideResNet.
+
+use burn::module::Module;
+use burn::nn::Linear;
+use burn::tensor::{Device, Tensor};
+use sat_core::{ActivationConfig, BatchNormAct, Gradient, SharedParameters, replace_activations};
+use serde::{Deserialize, Serialize};
+
+use crate::config::{ConfigError, check_size};
+use crate::cost::{Size, Tally};
+use crate::init::{Conv2d, Family, Initialization, LayerBuilder, square};
+use crate::resnet::{StageConfig, average, beside_norms, each_block, in_stage, stage_outputs};
+use crate::weights::StateDict;
+
+/// What stands behind the last stage, and whose names the weights have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PreActStyle {
+    /// The last sum goes to the pooling as it is. Names: `layer1.0.shortcut.0`, `linear`.
+    PreAct,
+    /// A last BatchNorm and activation. Names of WideResNets in TRADES and RobustBench:
+    /// `block1.layer.0.convShortcut`, `fc`.
+    Wide,
+}
+
+/// A residual network of pre-activation blocks, as data (He et al. 2016, arXiv 1603.05027; Zagoruyko
+/// and Komodakis 2016, arXiv 1605.07146).
+///
+/// 3×3 convolution – stages of blocks – what the style puts here – global average pooling – linear
+/// classifier. A block is norm, activation, 3×3 convolution, twice, and the shortcut.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PreActResNetConfig {
+    /// Channels of the input image: 3 for RGB, 1 for grey.
+    pub input_channels: usize,
+    /// Number of classes, the width of the output.
+    pub classes: usize,
+    /// Output channels of the first convolution.
+    pub stem_channels: usize,
+    /// The stages, in order; at least one.
+    pub stages: Vec<StageConfig>,
+    /// The end of the network and the names of its weights.
+    pub style: PreActStyle,
+    /// The activation at every site. Each site owns its learnable parameter, if it has one.
+    #[serde(default)]
+    pub activation: ActivationConfig,
+    /// How the weights are drawn.
+    #[serde(default)]
+    pub initialization: Initialization,
+}
+
+impl PreActResNetConfig {
+    /// PreActResNet-18 for CIFAR: 11,171,146 parameters with 10 classes.
+    pub fn preact_resnet18() -> Self {
+        Self::rgb(64, StageConfig::four([2; 4]), PreActStyle::PreAct)
+    }
+
+    /// WideResNet for CIFAR: 6n + 4 layers in three stages of n blocks with 16k, 32k and 64k channels,
+    /// where k is `widen`. WideResNet-28-10 is `wide(4, 10)`, 36,479,194 parameters;
+    /// WideResNet-34-10 is `wide(5, 10)`, 46,160,474.
+    pub fn wide(blocks: usize, widen: usize) -> Self {
+        let stage = |channels: usize, stride| StageConfig {
+            channels: channels.saturating_mul(widen),
+            blocks,
+            stride,
+        };
+        Self::rgb(16, vec![stage(16, 1), stage(32, 2), stage(64, 2)], PreActStyle::Wide)
+    }
+
+    fn rgb(stem_channels: usize, stages: Vec<StageConfig>, style: PreActStyle) -> Self {
+        Self {
+            input_channels: 3,
+            classes: 10,
+            stem_channels,
+            stages,
+            style,
+            activation: ActivationConfig::default(),
+            initialization: Initialization::default(),
+        }
+    }
+
+    /// Sets the activation of every site.
+    pub fn with_activation(mut self, activation: ActivationConfig) -> Self {
+        self.activation = activation;
+        self
+    }
+
+    /// Sets the number of classes.
+    pub fn with_classes(mut self, classes: usize) -> Self {
+        self.classes = classes;
+        self
+    }
+
+    /// Sets the number of channels of the input image.
+    pub fn with_input_channels(mut self, channels: usize) -> Self {
+        self.input_channels = channels;
+        self
+    }
+
+    /// Sets how the weights are drawn.
+    pub fn with_initialization(mut self, initialization: Initialization) -> Self {
+        self.initialization = initialization;
+        self
+    }
+
+    /// Checks every size and the activation. Call it on a configuration that comes from outside the
+    /// program.
+    ///
+    /// # Errors
+    ///
+    /// A [`ConfigError`] that names the first bad field.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        check_size("input_channels", self.input_channels)?;
+        check_size("classes", self.classes)?;
+        check_size("stem_channels", self.stem_channels)?;
+        StageConfig::check(&self.stages)?;
+        Ok(self.activation.validate()?)
+    }
+
+    /// Builds the network on `device` with weights drawn from `seed`, as
+    /// [`ResNetConfig::init`](crate::ResNetConfig::init) does.
+    ///
+    /// # Panics
+    ///
+    /// If [`validate`](Self::validate) gives an error.
+    pub fn init(&self, seed: u64, device: &Device) -> PreActResNet {
+        self.build(LayerBuilder::new(self.initialization, Family::Residual, seed, device))
+    }
+
+    pub(crate) fn build(&self, mut layers: LayerBuilder<'_>) -> PreActResNet {
+        if let Err(error) = self.validate() {
+            panic!("{error}");
+        }
+        let activation = &self.activation;
+        let conv1 = layers.conv(square([self.input_channels, self.stem_channels], 3, 1));
+        let mut channels = self.stem_channels;
+        let mut stages = Vec::with_capacity(self.stages.len());
+        for stage in &self.stages {
+            let mut blocks = Vec::with_capacity(stage.blocks);
+            for i in 0..stage.blocks {
+                let stride = if i == 0 { stage.stride } else { 1 };
+                let shape = [channels, stage.channels];
+                blocks.push(Block::new(shape, stride, activation, &mut layers));
+                channels = stage.channels;
+            }
+            stages.push(blocks);
+        }
+        let bn1 = match self.style {
+            PreActStyle::PreAct => None,
+            PreActStyle::Wide => Some(layers.norm(channels, activation)),
+        };
+        let fc = layers.linear(channels, self.classes);
+        let shared = activation.init_shared(layers.device());
+        PreActResNet { conv1, stages, bn1, fc, shared }
+    }
+}
+
+/// norm – activation – convolution, twice. Where the shape changes, the shortcut is a convolution of
+/// what the first activation gives; elsewhere it is the block's input.
+#[derive(Module, Debug)]
+struct Block {
+    bn1: BatchNormAct,
+    conv1: Conv2d,
+    bn2: BatchNormAct,
+    conv2: Conv2d,
+    shortcut: Option<Conv2d>,
+}
+
+impl Block {
+    fn new(
+        [c_in, c_out]: [usize; 2],
+        stride: usize,
+        activation: &ActivationConfig,
+        layers: &mut LayerBuilder<'_>,
+    ) -> Self {
+        let reshapes = stride != 1 || c_in != c_out;
+        Self {
+            bn1: layers.norm(c_in, activation),
+            conv1: layers.conv(square([c_in, c_out], 3, stride)),
+            bn2: layers.norm(c_out, activation),
+            conv2: layers.conv(square([c_out, c_out], 3, 1)),
+            shortcut: reshapes.then(|| layers.conv(square([c_in, c_out], 1, stride))),
+        }
+    }
+
+    fn forward(&self, x: Tensor<4>, shared: Option<&SharedParameters>) -> Tensor<4> {
+        let (shortcut, x) = match &self.shortcut {
+            Some(conv) => {
+                let x = self.bn1.forward_shared(x, None, shared);
+                (conv.forward(x.clone()), x)
+            }
+            None => (x.clone(), self.bn1.forward_shared(x, None, shared)),
+        };
+        let x = self.bn2.forward_shared(self.conv1.forward(x), None, shared);
+        self.conv2.forward(x) + shortcut
+    }
+
+    fn tally(&self, tally: &mut Tally, size: Size) -> Size {
+        tally.norm(&self.bn1, size);
+        if let Some(conv) = &self.shortcut {
+            tally.conv(conv, size);
+        }
+        let size = tally.conv_norm(&self.conv1, &self.bn2, size);
+        tally.conv(&self.conv2, size)
+    }
+
+    fn with_gradient(mut self, gradient: Gradient) -> Self {
+        self.bn1 = self.bn1.with_gradient(gradient);
+        self.bn2 = self.bn2.with_gradient(gradient);
+        self
+    }
+}
+
+/// A residual network of pre-activation blocks. Made by [`PreActResNetConfig::init`].
+///
+/// [`ResNet`](crate::ResNet) says how `valid()` and `clone()` behave.
+#[derive(Module, Debug)]
+pub struct PreActResNet {
+    conv1: Conv2d,
+    stages: Vec<Vec<Block>>,
+    bn1: Option<BatchNormAct>,
+    fc: Linear,
+    shared: Option<SharedParameters>,
+}
+
+impl PreActResNet {
+    /// Logits of a batch of images.
+    ///
+    /// # Shapes
+    ///
+    /// - `images`: `[batch, input_channels, height, width]`; any height and width of at least 1.
+    /// - output: `[batch, classes]`
+    ///
+    /// # Panics
+    ///
+    /// If the images do not have `input_channels` channels or are on another device.
+    pub fn forward(&self, images: Tensor<4>) -> Tensor<2> {
+        let shared = self.shared.as_ref();
+        let x = self.conv1.forward(images);
+        let x = self.stages.iter().flatten().fold(x, |x, block| block.forward(x, shared));
+        let x = match &self.bn1 {
+            Some(norm) => norm.forward_shared(x, None, shared),
+            None => x,
+        };
+        self.fc.forward(average(x))
+    }
+
+    /// The output of each stage, `[batch, channels, height, width]`, from the first stage to the last:
+    /// sums, before the normalisation that follows.
+    ///
+    /// # Panics
+    ///
+    /// As [`forward`](Self::forward).
+    pub fn features(&self, images: Tensor<4>) -> Vec<Tensor<4>> {
+        let shared = self.shared.as_ref();
+        stage_outputs(self.conv1.forward(images), &self.stages, |block, x| block.forward(x, shared))
+    }
+
+    pub(crate) fn tally(&self, tally: &mut Tally, size: Size) {
+        let mut size = tally.conv(&self.conv1, size);
+        for block in self.stages.iter().flatten() {
+            size = block.tally(tally, size);
+        }
+        if let Some(norm) = &self.bn1 {
+            tally.norm(norm, size);
+        }
+        tally.linear(&self.fc);
+    }
+
+    /// The same weights with another activation at every site; learnable parameters start anew.
+    ///
+    /// # Panics
+    ///
+    /// If [`ActivationConfig::validate`] refuses the activation.
+    pub fn with_activation(self, activation: &ActivationConfig) -> Self {
+        let device = self.fc.weight.lazy_device();
+        let mut model = replace_activations(self, activation, &device);
+        model.shared = activation.init_shared(&device);
+        model
+    }
+
+    /// Sets the gradient curve of every activation and leaves their values as they are.
+    ///
+    /// # Panics
+    ///
+    /// If a parameter of the curve is not finite and positive.
+    pub fn with_gradient(mut self, gradient: Gradient) -> Self {
+        self.stages = each_block(self.stages, |block| block.with_gradient(gradient));
+        self.bn1 = self.bn1.map(|norm| norm.with_gradient(gradient));
+        self
+    }
+}
+
+#[cfg(feature = "attack")]
+impl sat_attack::Classifier for PreActResNet {
+    fn logits(&self, images: Tensor<4>) -> Tensor<2> {
+        self.forward(images)
+    }
+}
+
+impl StateDict for PreActResNet {
+    fn state_key(&self, path: &str) -> String {
+        let is_wide = self.bn1.is_some();
+        beside_norms(&match in_stage(path) {
+            Some((stage, rest)) if is_wide => {
+                format!("block{}.layer.{}", stage + 1, rest.replace("shortcut.", "convShortcut."))
+            }
+            Some((stage, rest)) => {
+                format!("layer{}.{}", stage + 1, rest.replace("shortcut.", "shortcut.0."))
+            }
+            None if is_wide => path.to_owned(),
+            None => path.replace("fc.", "linear."),
+        })
+    }
+
+    /// TRADES saves a second first stage that its network never uses.
+    fn is_unused(&self, key: &str) -> bool {
+        self.bn1.is_some() && key.starts_with("sub_block1.")
+    }
+}
