@@ -37,7 +37,11 @@ impl Tally {
                 PaddingConfig2d::Same => return size.div_ceil(stride),
                 PaddingConfig2d::Valid => 0,
                 PaddingConfig2d::Explicit(top, left, bottom, right) => {
-                    if axis == 0 { top + bottom } else { left + right }
+                    if axis == 0 {
+                        top + bottom
+                    } else {
+                        left + right
+                    }
                 }
             };
             // No output where the kernel is larger than the image.

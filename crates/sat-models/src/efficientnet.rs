@@ -319,7 +319,12 @@ impl EfficientNetConfig {
         let momentum = |value| (0.0..=1.0).contains(&value);
         check_range("norm_momentum", self.norm_momentum, "between 0 and 1", momentum)?;
         let probability = |value| (0.0..1.0).contains(&value);
-        check_range("stochastic_depth", self.stochastic_depth, "at least 0 and below 1", probability)?;
+        check_range(
+            "stochastic_depth",
+            self.stochastic_depth,
+            "at least 0 and below 1",
+            probability,
+        )?;
         check_range("dropout", self.dropout, "at least 0 and below 1", probability)?;
         Ok(self.activation.validate()?)
     }
@@ -347,7 +352,8 @@ impl EfficientNetConfig {
         let activation = Some(&self.activation);
 
         let mut channels = outer(STEM);
-        let stem = self.conv_norm(&mut layers, [self.input_channels, channels], 3, 2, 1, activation);
+        let stem =
+            self.conv_norm(&mut layers, [self.input_channels, channels], 3, 2, 1, activation);
         let depths: Vec<usize> = (0..STAGES.len())
             .map(|stage| {
                 let is_fixed = !is_whole && (stage == 0 || stage == STAGES.len() - 1);
@@ -758,8 +764,7 @@ impl StateDict for EfficientNet {
                 // timm names a block without expansion by its own scheme.
                 let (dw, pw) = match &block.expand {
                     Some(_) => {
-                        let theirs =
-                            [(&*timm, "conv_pw", "bn1"), (&*lite, "_expand_conv", "_bn0")];
+                        let theirs = [(&*timm, "conv_pw", "bn1"), (&*lite, "_expand_conv", "_bn0")];
                         conv_norm(expand, theirs);
                         ("bn2", ("conv_pwl", "bn3"))
                     }
@@ -769,10 +774,7 @@ impl StateDict for EfficientNet {
                     depthwise,
                     [(&*timm, "conv_dw", dw), (&*lite, "_depthwise_conv", "_bn1")],
                 );
-                conv_norm(
-                    project,
-                    [(&*timm, pw.0, pw.1), (&*lite, "_project_conv", "_bn2")],
-                );
+                conv_norm(project, [(&*timm, pw.0, pw.1), (&*lite, "_project_conv", "_bn2")]);
                 for (theirs, fc) in [
                     (format!("{timm}.se.conv_reduce"), "fc1"),
                     (format!("{timm}.se.conv_expand"), "fc2"),

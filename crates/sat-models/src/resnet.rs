@@ -4,9 +4,7 @@ use burn::module::Module;
 use burn::nn::pool::{MaxPool2d, MaxPool2dConfig};
 use burn::nn::{Linear, PaddingConfig2d};
 use burn::tensor::{Device, Tensor};
-use sat_core::{
-    ActivationConfig, BatchNormAct, Gradient, SharedParameters, replace_activations,
-};
+use sat_core::{ActivationConfig, BatchNormAct, Gradient, SharedParameters, replace_activations};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ConfigError, check_size};
@@ -73,7 +71,11 @@ pub struct StageConfig {
 impl StageConfig {
     /// Four stages of 64, 128, 256 and 512 channels; all but the first halve the image.
     pub(crate) fn four(blocks: [usize; 4]) -> Vec<Self> {
-        let stage = |(i, blocks): (usize, usize)| Self { channels: 64usize << i, blocks, stride: if i == 0 { 1 } else { 2 } };
+        let stage = |(i, blocks): (usize, usize)| Self {
+            channels: 64usize << i,
+            blocks,
+            stride: if i == 0 { 1 } else { 2 },
+        };
         blocks.into_iter().enumerate().map(stage).collect()
     }
 
@@ -327,7 +329,8 @@ impl ResNetConfig {
             let mut blocks = Vec::with_capacity(stage.blocks);
             for i in 0..stage.blocks {
                 let stride = if i == 0 { stage.stride } else { 1 };
-                let block = Block::new(channels, self.block, stage, stride, &self.activation, &mut layers);
+                let block =
+                    Block::new(channels, self.block, stage, stride, &self.activation, &mut layers);
                 blocks.push(block);
                 (_, channels) = self.block.channels(stage);
             }
@@ -393,9 +396,8 @@ impl Block {
             ),
         };
         let reshapes = stride != 1 || c_in != c_out;
-        let downsample = reshapes.then(|| {
-            (layers.conv(square([c_in, c_out], 1, stride)), layers.shortcut_norm(c_out))
-        });
+        let downsample = reshapes
+            .then(|| (layers.conv(square([c_in, c_out], 1, stride)), layers.shortcut_norm(c_out)));
         Self { conv1, bn1, conv2, bn2, conv3, bn3, downsample }
     }
 
