@@ -9,9 +9,15 @@
 //! | Fashion-MNIST, a subset compiled in (feature `builtin-data`) | [`builtin_fashion_mnist`] | `builtin:fashion-mnist` |
 //! | Fashion-MNIST, IDX files | [`fashion_mnist`] | `fashion-mnist:DIR` |
 //! | MNIST, IDX files | [`mnist`] | `mnist:DIR` |
-//! | CIFAR-10, a folder: binary batches or an image tree | [`cifar10`] | `cifar10:DIR` |
+//! | CIFAR-10, a folder: binary or Python batches, packed or not, or an image tree | [`cifar10`] | `cifar10:DIR` |
 //! | CIFAR-10, one binary file | [`cifar10_bin`] | `cifar10-bin:FILE` |
+//! | CIFAR-100, a folder: binary or Python, packed or not | [`cifar100`] | `cifar100:DIR` |
+//! | ImageNet or another folder of photographs (feature `images`) | `ImageFolder` | `imagenet:DIR` |
+//! | tar shards of photographs (feature `images`) | `ShardSet` | |
 //! | any image tree (feature `images`) | [`image_tree`] | |
+//!
+//! Photographs are too many to keep: a `Loader` reads, decodes and transforms them in threads of its
+//! own, a bounded number in front of the training. [`RemoteFile`] fetches the CIFAR archives.
 //!
 //! Order and augmentation are drawn from explicit seeds with ChaCha8 on the host, so they are the
 //! same on every machine and backend.
@@ -21,7 +27,7 @@
 //! use sat_train::data::{Augment, DataSpec, Flip, Split};
 //!
 //! let train = "cifar10:data/cifar10".parse::<DataSpec>()?.load(Split::Train)?;
-//! let augment = Augment { flip: Flip::Horizontal, crop_padding: 4 };
+//! let augment = Augment { flip: Flip::Horizontal, crop_padding: 4, ..Augment::default() };
 //! let (seed, epoch) = (0, 0);
 //! for indices in train.shuffled(seed, epoch).chunks(128) {
 //!     let (images, labels) = train.batch_augmented(indices, augment, seed, epoch, device);
@@ -34,17 +40,41 @@ mod augment;
 mod builtin;
 mod cifar;
 mod error;
+#[cfg(feature = "images")]
+mod folder;
 mod idx;
+#[cfg(feature = "images")]
+mod listing;
+#[cfg(feature = "images")]
+mod loader;
+mod pickle;
+mod random;
+mod remote;
 mod set;
+#[cfg(feature = "images")]
+mod shards;
 mod source;
 mod spec;
+#[cfg(feature = "images")]
+mod transform;
 mod tree;
 
-pub use augment::{Augment, Flip};
+pub use augment::{Augment, Flip, Mixup};
 pub use builtin::builtin_fashion_mnist;
-pub use cifar::{cifar10, cifar10_bin};
+pub use cifar::{cifar10, cifar10_bin, cifar100};
 pub use error::DataError;
+#[cfg(feature = "images")]
+pub use folder::ImageFolder;
 pub use idx::{fashion_mnist, mnist};
+#[cfg(feature = "images")]
+pub use loader::{BrokenImage, ByteBatch, Loader, LoaderConfig, Remainder};
+pub use remote::{
+    CIFAR10_BINARY, CIFAR10_PYTHON, CIFAR100_BINARY, CIFAR100_PYTHON, Network, RemoteFile,
+};
 pub use set::ImageSet;
+#[cfg(feature = "images")]
+pub use shards::{ShardOrder, ShardSet};
 pub use spec::{DataSpec, Split};
+#[cfg(feature = "images")]
+pub use transform::{ColorJitter, EvaluateTransform, Filter, TrainTransform, Transform};
 pub use tree::image_tree;

@@ -1,15 +1,28 @@
+use burn::tensor::{Int, Tensor, TensorData};
 use rand::Rng;
+use rand::seq::SliceRandom;
+use rand_distr::{Beta, Distribution};
+
+use super::DataError;
+use super::random::Draw;
+
+/// The value of a pixel that a cutout painted.
+const GREY: u8 = 128;
 
 /// Random changes to a training image, made on its bytes before it goes to the device.
 ///
 /// The usual choice for CIFAR is a horizontal flip and a crop with 4 pixels of padding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Augment {
     /// Whether to mirror.
     pub flip: Flip,
     /// Pad by this many black pixels on each side, then crop back to the image's size at a
     /// uniformly drawn position; 0 leaves the image where it is.
     pub crop_padding: u8,
+    /// Cutout (arXiv 1708.04552): paint a square of this side grey (128, about the mean), around a
+    /// uniformly drawn pixel; what lies outside the image is lost. 0 paints nothing.
+    pub cutout: u8,
 }
 
 /// How an [`Augment`] mirrors images.
@@ -50,7 +63,79 @@ impl Augment {
                 }
             }
         }
+        if self.cutout > 0 {
+            let side = usize::from(self.cutout);
+            let hole = |centre: usize, end: usize| {
+                centre.saturating_sub(side / 2)..end.min(centre + side - side / 2)
+            };
+            let rows = hole(rng.random_range(0..height), height);
+            let columns = hole(rng.random_range(0..width), width);
+            for plane in out.chunks_exact_mut(height * width) {
+                for y in rows.clone() {
+                    plane[y * width..][columns.clone()].fill(GREY);
+                }
+            }
+        }
         out
+    }
+}
+
+/// Pairs of images blended into one (arXiv 1710.09412): `weight * x + (1 - weight) * x[partner]`.
+#[derive(Clone, Debug)]
+pub struct Mixup {
+    /// The blended images, of the shape and range of the originals.
+    pub images: Tensor<4>,
+    /// The label of each image's partner; the first image keeps its own label.
+    pub partner_labels: Vec<usize>,
+    /// The share of the image itself, one for the whole batch, in [0, 1]. The loss is
+    /// `weight * loss(labels) + (1 - weight) * loss(partner_labels)`.
+    pub weight: f64,
+}
+
+impl Mixup {
+    /// Blends a batch with itself in another order. The weight is drawn from `Beta(alpha, alpha)`;
+    /// `seed` and `step`, the number of the batch, decide it and the partners.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::BadSetting`] if alpha is not finite and above 0.
+    ///
+    /// # Panics
+    ///
+    /// If there is not one label an image.
+    pub fn of(
+        images: Tensor<4>,
+        labels: &[usize],
+        alpha: f64,
+        seed: u64,
+        step: u64,
+    ) -> Result<Self, DataError> {
+        assert_eq!(images.dims()[0], labels.len(), "one label an image");
+        let beta = match Beta::new(alpha, alpha) {
+            Ok(beta) if alpha.is_finite() => beta,
+            _ => {
+                let expected = "finite and above 0";
+                return Err(DataError::BadSetting {
+                    setting: "mixup alpha",
+                    value: alpha,
+                    expected,
+                });
+            }
+        };
+        let mut rng = super::random::rng(seed, step, Draw::Mixup);
+        let weight: f64 = beta.sample(&mut rng);
+        if labels.is_empty() {
+            return Ok(Self { images, partner_labels: Vec::new(), weight });
+        }
+        let mut partners: Vec<usize> = (0..labels.len()).collect();
+        partners.shuffle(&mut rng);
+        let partner_labels = partners.iter().map(|&partner| labels[partner]).collect();
+        let partners: Vec<i64> = partners.into_iter().map(|partner| partner as i64).collect();
+        let data = TensorData::new(partners, [labels.len()]);
+        let partners = Tensor::<1, Int>::from_data(data, &images.device().without_autodiff());
+        let others = images.clone().select(0, partners);
+        let images = images * weight + others * (1.0 - weight);
+        Ok(Self { images, partner_labels, weight })
     }
 }
 
@@ -76,7 +161,7 @@ mod tests {
             seed: u64,
         ) {
             let image = image(height, width);
-            let augment = Augment { flip: Flip::Horizontal, crop_padding };
+            let augment = Augment { flip: Flip::Horizontal, crop_padding, cutout: 0 };
             let out = augment.apply(&image, height, width, &mut ChaCha8Rng::seed_from_u64(seed));
             prop_assert_eq!(out.len(), image.len());
             let pad = isize::from(crop_padding);
@@ -114,8 +199,8 @@ mod tests {
     #[test]
     fn flips_half_of_the_time_and_reaches_every_shift() {
         let image = image(3, 3);
-        let flip = Augment { flip: Flip::Horizontal, crop_padding: 0 };
-        let crop = Augment { flip: Flip::None, crop_padding: 1 };
+        let flip = Augment { flip: Flip::Horizontal, crop_padding: 0, cutout: 0 };
+        let crop = Augment { flip: Flip::None, crop_padding: 1, cutout: 0 };
         let mut rng = ChaCha8Rng::seed_from_u64(0);
         let mut flipped = 0;
         let mut crops = std::collections::HashSet::new();
@@ -132,10 +217,34 @@ mod tests {
     fn planes_move_together() {
         let plane = image(4, 4);
         let planes = [plane.clone(), plane].concat();
-        let augment = Augment { flip: Flip::Horizontal, crop_padding: 2 };
+        let augment = Augment { flip: Flip::Horizontal, crop_padding: 2, cutout: 0 };
         for seed in 0..20 {
             let out = augment.apply(&planes, 4, 4, &mut ChaCha8Rng::seed_from_u64(seed));
             assert_eq!(out[..16], out[16..]);
         }
+    }
+
+    #[test]
+    fn cutout_paints_one_square_at_every_place() {
+        let planes = [image(5, 6), image(5, 6)].concat();
+        let augment = Augment { cutout: 3, ..Augment::default() };
+        let mut rng = ChaCha8Rng::seed_from_u64(0);
+        let mut seen = std::collections::HashSet::new();
+        for _ in 0..1000 {
+            let out = augment.apply(&planes, 5, 6, &mut rng);
+            let painted: Vec<usize> = (0..60).filter(|&i| out[i] != planes[i]).collect();
+            assert!(painted.iter().all(|&i| out[i] == GREY));
+            let (first, second) = painted.split_at(painted.len() / 2);
+            assert!(first.iter().map(|i| i + 30).eq(second.iter().copied()), "both planes");
+            let bounds = |of: fn(usize) -> usize| {
+                let values = || first.iter().map(|&i| of(i));
+                values().min().unwrap()..values().max().unwrap() + 1
+            };
+            let (rows, columns) = (bounds(|i| i / 6), bounds(|i| i % 6));
+            assert_eq!(rows.len() * columns.len(), first.len(), "a rectangle");
+            assert!((2..=3).contains(&rows.len()) && (2..=3).contains(&columns.len()));
+            seen.insert((rows.start, rows.end, columns.start, columns.end));
+        }
+        assert_eq!(seen.len(), 30, "one for each pixel");
     }
 }

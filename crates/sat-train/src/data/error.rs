@@ -122,15 +122,72 @@ pub enum DataError {
         /// The decoder's reason.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// A known format that is not read.
-    #[error("{}: {format} are not supported; {help}", path.display())]
-    Unsupported {
-        /// The file or folder.
+    /// Broken images were to be skipped, and none was left.
+    #[error("all of {count} images are broken; the last one: {last}")]
+    AllBroken {
+        /// Number of images.
+        count: usize,
+        /// What is wrong with the last one.
+        last: Box<DataError>,
+    },
+    /// A file is not what its name or place says.
+    #[error("{}: not a {what}: {reason}", path.display())]
+    Malformed {
+        /// The file.
         path: PathBuf,
-        /// The format found.
-        format: &'static str,
-        /// What to use instead.
-        help: &'static str,
+        /// What it should be.
+        what: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The class folders are not those that the labels are numbered by.
+    #[error(
+        "{}: the class folders are not the expected ones, so labels would shift unnoticed; missing: {}; unexpected: {}",
+        path.display(), few(missing), few(unexpected)
+    )]
+    ClassMismatch {
+        /// The folder of the class folders.
+        path: PathBuf,
+        /// Classes with no folder.
+        missing: Vec<String>,
+        /// Folders of no class.
+        unexpected: Vec<String>,
+    },
+    /// A setting out of its range.
+    #[error("`{setting}` is {value}; it must be {expected}")]
+    BadSetting {
+        /// The setting.
+        setting: &'static str,
+        /// Its value.
+        value: f64,
+        /// What would do.
+        expected: &'static str,
+    },
+    /// A file is not there, and it is not to be fetched.
+    #[error("{}: not there, and downloads are off; fetch {url} yourself and put it there", path.display())]
+    Offline {
+        /// Where the file is expected.
+        path: PathBuf,
+        /// Where it can be found.
+        url: String,
+    },
+    /// A file could not be fetched.
+    #[error("cannot download {url}: {reason}; try again, or fetch it yourself")]
+    Download {
+        /// The address.
+        url: String,
+        /// What went wrong.
+        reason: String,
+    },
+    /// A file is not the official one.
+    #[error("{}: its SHA-256 is {actual}, not {expected}; delete it and download it again", path.display())]
+    Checksum {
+        /// The file, or where it would have been put.
+        path: PathBuf,
+        /// The official SHA-256.
+        expected: String,
+        /// The one found.
+        actual: String,
     },
     /// A cargo feature is needed that this build lacks.
     #[error("{what} needs the cargo feature `{feature}` of sat-train")]
@@ -146,4 +203,14 @@ pub enum DataError {
         /// The text given.
         given: String,
     },
+}
+
+/// The first names of a list, which may have a thousand.
+fn few(names: &[String]) -> String {
+    let rest = names.len().saturating_sub(5);
+    match names {
+        [] => "none".to_owned(),
+        _ if rest == 0 => names.join(", "),
+        _ => format!("{} and {rest} more", names[..5].join(", ")),
+    }
 }

@@ -1,8 +1,6 @@
 use burn::tensor::{Device, Tensor, TensorData};
-use rand::SeedableRng;
-use rand::seq::SliceRandom;
-use rand_chacha::ChaCha8Rng;
 
+use super::random::{Draw, rng, shuffled};
 use super::{Augment, DataError};
 
 /// Labelled images of one size, in memory: `N x C x H x W` bytes, planes one after the other.
@@ -168,10 +166,10 @@ impl ImageSet {
     ///
     /// If an index is not below [`len`](Self::len).
     pub fn batch(&self, indices: &[usize], device: &Device) -> (Tensor<4>, Vec<usize>) {
-        self.gather(indices, device, |index, out| out.extend(self.image(index).iter().map(unit)))
+        self.gather(indices, device, |index, out| out.extend_from_slice(self.image(index)))
     }
 
-    /// [`batch`](Self::batch), with each image cropped and flipped at random.
+    /// [`batch`](Self::batch), with each image cropped, flipped and cut out at random.
     ///
     /// What happens to a sample depends on the seed, the epoch and its index in the set, not on the
     /// batch that it is in.
@@ -190,7 +188,7 @@ impl ImageSet {
         self.gather(indices, device, |index, out| {
             let mut rng = rng(seed, epoch, Draw::Augment(index as u64));
             let image = augment.apply(self.image(index), self.height(), self.width(), &mut rng);
-            out.extend(image.iter().map(unit));
+            out.extend_from_slice(&image);
         })
     }
 
@@ -206,9 +204,7 @@ impl ImageSet {
 
     /// Indices `0..len()` in the random order of an epoch, the same on every machine.
     pub fn shuffled(&self, seed: u64, epoch: u64) -> Vec<usize> {
-        let mut indices: Vec<usize> = (0..self.len()).collect();
-        indices.shuffle(&mut rng(seed, epoch, Draw::Order));
-        indices
+        shuffled(self.len(), seed, epoch)
     }
 
     fn image_size(&self) -> usize {
@@ -219,37 +215,21 @@ impl ImageSet {
         &self,
         indices: &[usize],
         device: &Device,
-        push_image: impl Fn(usize, &mut Vec<f32>),
+        push_image: impl Fn(usize, &mut Vec<u8>),
     ) -> (Tensor<4>, Vec<usize>) {
         let mut pixels = Vec::with_capacity(indices.len() * self.image_size());
         for &index in indices {
             push_image(index, &mut pixels);
         }
         let [channels, height, width] = self.shape;
-        let data = TensorData::new(pixels, [indices.len(), channels, height, width]);
         let labels = indices.iter().map(|&i| usize::from(self.labels[i])).collect();
-        (Tensor::from_data(data, device), labels)
+        (unit_tensor(&pixels, [indices.len(), channels, height, width], device), labels)
     }
 }
 
-fn unit(byte: &u8) -> f32 {
-    f32::from(*byte) / 255.0
-}
-
-/// What a random number is for: each has a stream of its own.
-enum Draw {
-    Order,
-    Augment(u64),
-}
-
-fn rng(seed: u64, epoch: u64, draw: Draw) -> ChaCha8Rng {
-    let (kind, index) = match draw {
-        Draw::Order => (0, 0),
-        Draw::Augment(index) => (1, index),
-    };
-    let mut key = [0; 32];
-    for (bytes, word) in key.chunks_exact_mut(8).zip([seed, epoch, kind, index]) {
-        bytes.copy_from_slice(&word.to_le_bytes());
-    }
-    ChaCha8Rng::from_seed(key)
+/// Images on a device, in [0, 1]: bytes divided by 255. They become floats here on the host, because
+/// not every device computes on bytes.
+pub(super) fn unit_tensor(bytes: &[u8], shape: [usize; 4], device: &Device) -> Tensor<4> {
+    let pixels = bytes.iter().map(|&byte| f32::from(byte) / 255.0).collect();
+    Tensor::from_data(TensorData::new::<f32, _>(pixels, shape), device)
 }

@@ -1,9 +1,10 @@
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::{
-    DataError, ImageSet, builtin_fashion_mnist, cifar10, cifar10_bin, fashion_mnist, mnist,
+    DataError, ImageSet, builtin_fashion_mnist, cifar10, cifar10_bin, cifar100, fashion_mnist,
+    mnist,
 };
 
 /// Which part of a data set.
@@ -47,20 +48,29 @@ pub enum DataSpec {
     Cifar10(PathBuf),
     /// `cifar10-bin:FILE`, see [`cifar10_bin`].
     Cifar10Bin(PathBuf),
+    /// `cifar100:DIR`, see [`cifar100`].
+    Cifar100(PathBuf),
+    /// `imagenet:DIR`: photographs in `DIR/val/<class>/` for [`Split::Test`], in
+    /// `DIR/train/<class>/` for [`Split::Train`], or in `DIR/<class>/` for both. All are decoded into
+    /// memory at 224 pixels, as for evaluation (the default of `EvaluateTransform`), at most
+    /// 14,266 of them. Training streams them instead, with `ImageFolder` (feature `images`).
+    ImageNet(PathBuf),
 }
 
 impl DataSpec {
     /// The forms that can be parsed.
-    pub const KNOWN: [&str; 5] = [
+    pub const KNOWN: [&str; 7] = [
         "builtin:fashion-mnist",
         "fashion-mnist:DIR",
         "mnist:DIR",
         "cifar10:DIR",
         "cifar10-bin:FILE",
+        "cifar100:DIR",
+        "imagenet:DIR",
     ];
 
-    /// Reads a split. A [`Cifar10Bin`](Self::Cifar10Bin) is one file with no splits: it gives the
-    /// same images for both, see [`has_splits`](Self::has_splits).
+    /// Reads a split. Where training and test images are not told apart, it gives the same images for
+    /// both, see [`has_splits`](Self::has_splits).
     ///
     /// # Errors
     ///
@@ -72,13 +82,21 @@ impl DataSpec {
             Self::Mnist(dir) => mnist(dir, split),
             Self::Cifar10(dir) => cifar10(dir, split),
             Self::Cifar10Bin(file) => cifar10_bin(file),
+            Self::Cifar100(dir) => cifar100(dir, split),
+            Self::ImageNet(dir) => imagenet(dir, split),
         }
     }
 
     /// Whether training and test images are told apart. Where they are not, don't evaluate on what
     /// you trained on.
     pub fn has_splits(&self) -> bool {
-        !matches!(self, Self::Cifar10Bin(_))
+        match self {
+            Self::Cifar10Bin(_) => false,
+            Self::ImageNet(dir) => {
+                imagenet_split(dir, Split::Train) != imagenet_split(dir, Split::Test)
+            }
+            _ => true,
+        }
     }
 }
 
@@ -94,6 +112,8 @@ impl FromStr for DataSpec {
             Some(("mnist", path)) if !path.is_empty() => Ok(Self::Mnist(path.into())),
             Some(("cifar10", path)) if !path.is_empty() => Ok(Self::Cifar10(path.into())),
             Some(("cifar10-bin", path)) if !path.is_empty() => Ok(Self::Cifar10Bin(path.into())),
+            Some(("cifar100", path)) if !path.is_empty() => Ok(Self::Cifar100(path.into())),
+            Some(("imagenet", path)) if !path.is_empty() => Ok(Self::ImageNet(path.into())),
             _ => Err(DataError::UnknownSpec { given: text.to_owned() }),
         }
     }
@@ -107,6 +127,32 @@ impl fmt::Display for DataSpec {
             Self::Mnist(dir) => write!(f, "mnist:{}", dir.display()),
             Self::Cifar10(dir) => write!(f, "cifar10:{}", dir.display()),
             Self::Cifar10Bin(file) => write!(f, "cifar10-bin:{}", file.display()),
+            Self::Cifar100(dir) => write!(f, "cifar100:{}", dir.display()),
+            Self::ImageNet(dir) => write!(f, "imagenet:{}", dir.display()),
         }
     }
+}
+
+/// The folder of the class folders.
+fn imagenet_split(dir: &Path, split: Split) -> PathBuf {
+    let name = match split {
+        Split::Train => "train",
+        Split::Test => "val",
+    };
+    let (found, other) = (dir.join(name), dir.join("train"));
+    // With a train folder, the folder itself holds no classes: let the error name what is missing.
+    if found.is_dir() || other.is_dir() { found } else { dir.to_owned() }
+}
+
+#[cfg(feature = "images")]
+fn imagenet(dir: &Path, split: Split) -> Result<ImageSet, DataError> {
+    use super::{EvaluateTransform, ImageFolder, Transform};
+
+    let folder = ImageFolder::open(imagenet_split(dir, split))?;
+    folder.load(Transform::Evaluate(EvaluateTransform::default()))
+}
+
+#[cfg(not(feature = "images"))]
+fn imagenet(_dir: &Path, _split: Split) -> Result<ImageSet, DataError> {
+    Err(DataError::MissingFeature { what: "reading photographs", feature: "images" })
 }

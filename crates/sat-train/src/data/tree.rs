@@ -27,7 +27,8 @@ pub fn image_tree(dir: impl AsRef<Path>, split: Split) -> Result<ImageSet, DataE
 mod imp {
     use std::path::{Path, PathBuf};
 
-    use super::super::source::{check_size, io_error};
+    use super::super::listing::{entries, file_name, is_image};
+    use super::super::source::check_size;
     use super::{DataError, ImageSet};
 
     pub(super) fn read(root: &Path) -> Result<ImageSet, DataError> {
@@ -72,28 +73,8 @@ mod imp {
             labels.push(*label);
         }
         let [width, height] = size.ok_or_else(|| missing("images"))?;
-        let class_names = classes.iter().map(|path| name(path)).collect();
+        let class_names = classes.iter().map(|path| file_name(path)).collect();
         let shape = [3, height as usize, width as usize];
         ImageSet::from_source(root.display(), pixels, shape, labels, class_names)
-    }
-
-    /// What a folder holds, sorted by name.
-    fn entries(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
-        let entries = std::fs::read_dir(folder).map_err(io_error(folder))?;
-        let mut paths = entries
-            .map(|entry| entry.map(|entry| entry.path()).map_err(io_error(folder)))
-            .collect::<Result<Vec<_>, _>>()?;
-        paths.sort();
-        Ok(paths)
-    }
-
-    fn is_image(path: &Path) -> bool {
-        let known = ["jpg", "jpeg", "png"];
-        let extension = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
-        extension.is_some_and(|e| known.contains(&e.as_str())) && !name(path).starts_with('.')
-    }
-
-    fn name(path: &Path) -> String {
-        path.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 }
