@@ -8,12 +8,14 @@
 
 mod autodiff;
 mod composed;
+mod conv;
 #[cfg(feature = "cube")]
 mod cube;
 #[cfg(feature = "flex")]
 mod flex;
 mod norm;
 
+pub use conv::ConvBackend;
 pub use norm::{NormBackend, Optional};
 
 use crate::{activation::Gradient, curve::Curve};
