@@ -12,6 +12,7 @@
 //! | a function of a tensor | [`tensor`], e.g. [`tensor::silu`], or `x.silu()` with [`ActivationExt`] |
 //! | a module in a model | [`Activation`], built by [`ActivationConfig::init`] |
 //! | a normalisation and its activation in one operation | [`BatchNormAct`], built by [`BatchNormActConfig::init`] |
+//! | a convolution that is fast on the CPU | [`Conv2d`], in the place of Burn's |
 //! | a choice in a configuration file or on a command line | [`ActivationConfig`], `"silu".parse()` |
 //! | another gradient than the function's own | [`Gradient::Of`], `"relu~psoftplus:10"` |
 //!
@@ -40,6 +41,7 @@ pub mod tensor;
 
 mod activation;
 mod backend;
+mod conv;
 mod curve;
 mod error;
 #[cfg(feature = "flex")]
@@ -53,7 +55,8 @@ pub use activation::{
     Activation, ActivationConfig, Function, Gradient, Learnable, SharedParameters, Sharing,
     activation_parameters, replace_activations,
 };
-pub use backend::{ActivationBackend, NormBackend, Optional, Pair};
+pub use backend::{ActivationBackend, ConvBackend, NormBackend, Optional, Pair};
+pub use conv::{Conv2d, Conv2dConfig};
 pub use curve::Curve;
 pub use error::ActivationError;
 pub use norm::{BatchNormAct, BatchNormActConfig, NormError};

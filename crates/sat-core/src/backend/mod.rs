@@ -8,6 +8,7 @@
 
 mod autodiff;
 mod composed;
+mod conv;
 #[cfg(feature = "cube")]
 mod cube;
 #[cfg(feature = "flex")]
@@ -16,6 +17,7 @@ mod norm;
 #[cfg(feature = "flex")]
 mod threads;
 
+pub use conv::ConvBackend;
 pub use norm::{NormBackend, Optional};
 
 use crate::{activation::Gradient, curve::Curve};
