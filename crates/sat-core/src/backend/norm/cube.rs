@@ -685,11 +685,9 @@ fn unit_column(#[comptime] tile: Tile) -> usize {
 /// A vector of one channel becomes a number; one of several stays.
 #[cube]
 fn collapsed<N: Size, M: Size>(x: Vector<f32, N>) -> Vector<f32, M> {
-    if comptime![M::value() == N::value()] {
-        Vector::cast_from(x)
-    } else {
-        Vector::new(x.vector_sum())
-    }
+    let of_x = N::value();
+    let of_channels = M::value();
+    if comptime![of_x == of_channels] { Vector::cast_from(x) } else { Vector::new(x.vector_sum()) }
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -828,7 +826,9 @@ fn united<M: Size>(a: &Moments<M>, b: &Moments<M>) -> Moments<M> {
 /// The value that differences are taken to.
 #[cube]
 fn origin_of<N: Size, M: Size>(x: Vector<f32, N>) -> Vector<f32, M> {
-    if comptime![M::value() == N::value()] {
+    let of_x = N::value();
+    let of_channels = M::value();
+    if comptime![of_x == of_channels] {
         Vector::cast_from(x)
     } else {
         Vector::new(x.extract(0usize))
@@ -868,7 +868,9 @@ fn partial_moments<E: Float, N: Size, M: Size>(
             count += 1.0;
             i += tile.height;
         }
-        count *= comptime![(N::value() / M::value()) as f32].runtime();
+        let of_x = N::value();
+        let of_channels = M::value();
+        count *= comptime![(of_x / of_channels) as f32].runtime();
         let sum = collapsed::<N, M>(sum);
         offset = sum / Vector::new(count);
         squares = collapsed::<N, M>(sum_of_squares) - sum * offset;
