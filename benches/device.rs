@@ -9,10 +9,17 @@
 //! is the activation; `chain` is y = f(1.1 x + 0.1) 0.9, where a kernel of its own cuts the fused
 //! block in two. Backward passes start from a tensor of ones. `of copy` is what an activation must move
 //! over the time it takes, over the same for Burn's x + 1. Every measurement waits for the device.
+//!
+//! `norm` and `norm+residual` are BatchNormAct beside Burn's BatchNorm and activation, of f32 in NCHW order, with the
+//! statistics of the batch (training) and with the running ones (attack).
 
 use burn::tensor::{Device, FloatDType, Tensor};
 use clap::{Parser, ValueEnum};
-use common::{in_turns, pairs, save_json};
+use common::{
+    in_turns,
+    norm::{ACTIVATIONS, Mode, Sum, burn_pass, our_pass},
+    pairs, save_json,
+};
 use sat::core::{Curve, device::DeviceName, tensor::activate};
 use serde::Serialize;
 use std::{path::PathBuf, process::ExitCode, time::Duration};
@@ -32,7 +39,10 @@ struct Arguments {
     #[arg(long, default_value_t = 1 << 26,
         value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     elements: usize,
-    /// Type of the tensors.
+    /// Batch, channels, height and width of what is normalised.
+    #[arg(long, value_delimiter = ',', default_values_t = [64, 64, 32, 32])]
+    norm_shape: Vec<usize>,
+    /// Type of the tensors, but for those that are normalised.
     #[arg(long, value_enum, default_value_t = Type::F32)]
     dtype: Type,
     /// Curves to run, by their names; all if none is given.
@@ -95,8 +105,25 @@ struct Report {
     fusion: bool,
     elements: usize,
     dtype: Type,
+    norm_shape: [usize; 4],
     copy_gb_per_s: f64,
     rows: Vec<Row>,
+}
+
+impl Report {
+    fn add(&mut self, row: Row) {
+        println!(
+            "| {} | {} | {} | {:.3} | {:.3} | {:.2} | {:.0} % |",
+            row.activation,
+            row.work,
+            row.pass,
+            row.ours_ms,
+            row.burn_ms,
+            row.burn_over_ours,
+            100.0 * row.share_of_copy_bandwidth
+        );
+        self.rows.push(row);
+    }
 }
 
 fn main() -> ExitCode {
@@ -116,6 +143,10 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
     if !device.supports_dtype(dtype.dtype()) {
         return Err(format!("{} has no {:?}", arguments.device, dtype.dtype()).into());
     }
+    let norm_shape = <[usize; 4]>::try_from(arguments.norm_shape.clone())
+        .ok()
+        .filter(|shape| shape.iter().product::<usize>() >= 2)
+        .ok_or("`--norm-shape` takes four numbers, as in 64,64,32,32, for two values or more")?;
     let budget = Duration::from_millis(arguments.milliseconds);
     let n = arguments.elements;
     let x = Tensor::<1>::random([n], burn::tensor::Distribution::Normal(0.0, 2.0), &device)
@@ -134,6 +165,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
         fusion: cfg!(feature = "fusion"),
         elements: n,
         dtype,
+        norm_shape,
         copy_gb_per_s,
         rows: Vec::new(),
     };
@@ -170,16 +202,39 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
                         / 1e9
                         / copy_gb_per_s,
                 };
-                println!(
-                    "| {} | {} | {pass} | {:.3} | {:.3} | {:.2} | {:.0} % |",
-                    row.activation,
-                    row.work,
-                    row.ours_ms,
-                    row.burn_ms,
-                    row.burn_over_ours,
-                    100.0 * row.share_of_copy_bandwidth
+                report.add(row);
+            }
+        }
+    }
+    let bytes = (norm_shape.iter().product::<usize>() * size_of::<f32>()) as f64;
+    for (curve, burns) in ACTIVATIONS.into_iter().filter(|(curve, _)| wanted(curve)) {
+        for mode in [Mode::Training, Mode::Attack] {
+            for sum in [Sum::None, Sum::Residual] {
+                let [ours, burn] = in_turns(
+                    budget,
+                    [
+                        &mut our_pass(&device, norm_shape, curve, mode, sum),
+                        &mut burn_pass(&device, norm_shape, burns, mode, sum),
+                    ],
                 );
-                report.rows.push(row);
+                report.add(Row {
+                    activation: curve.to_string(),
+                    work: match sum {
+                        Sum::None => "norm",
+                        Sum::Residual => "norm+residual",
+                    },
+                    pass: match mode {
+                        Mode::Training => "training, forward+backward",
+                        Mode::Attack => "attack, forward+backward",
+                    },
+                    ours_ms: ours * 1e3,
+                    burn_ms: burn * 1e3,
+                    burn_over_ours: burn / ours,
+                    share_of_copy_bandwidth: mode.accesses(sum) as f64 * bytes
+                        / ours
+                        / 1e9
+                        / copy_gb_per_s,
+                });
             }
         }
     }

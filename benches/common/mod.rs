@@ -3,6 +3,8 @@
 // Each bench uses a part of it.
 #![allow(dead_code)]
 
+pub(crate) mod norm;
+
 use burn::tensor::{Tensor, activation as burns};
 use sat::core::Curve;
 use serde::Serialize;

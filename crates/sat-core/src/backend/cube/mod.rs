@@ -25,7 +25,8 @@ use burn_cubecl::{
     ops::numeric::empty_device_dtype,
     tensor::CubeTensor,
 };
-use record::{Fixed, fixed_slope, fixed_value, learned_slope, learned_value, parameter_slope};
+pub(super) use record::{Fixed, fixed_slope, fixed_value};
+use record::{learned_slope, learned_value, parameter_slope};
 
 impl ActivationBackend for CubeBackend {
     fn activation(x: FloatTensor<Self>, pair: Pair) -> FloatTensor<Self> {
@@ -93,7 +94,7 @@ impl ActivationBackend for CubeBackend {
 }
 
 /// Whether the kernels leave a tensor to the composed form.
-fn is_composed(x: &CubeTensor) -> bool {
+pub(super) fn is_composed(x: &CubeTensor) -> bool {
     x.dtype == DType::F64 && !computes_f64_in_f32(x.client.name())
 }
 
@@ -263,7 +264,7 @@ impl Visitor for PartialSums {
     }
 }
 
-fn elem_type(dtype: DType) -> ElemType {
+pub(super) fn elem_type(dtype: DType) -> ElemType {
     match dtype {
         DType::F64 => f64::elem_type_native(),
         DType::F32 => f32::elem_type_native(),
@@ -274,7 +275,7 @@ fn elem_type(dtype: DType) -> ElemType {
 }
 
 /// How many neighbours a unit can load at once.
-fn vector_size(x: &CubeTensor) -> usize {
+pub(super) fn vector_size(x: &CubeTensor) -> usize {
     let axes = x.meta.num_dims();
     if axes == 0 {
         return 1;
@@ -295,7 +296,7 @@ fn memory_order(x: &CubeTensor) -> Vec<usize> {
     order
 }
 
-fn permuted(x: CubeTensor, order: &[usize]) -> CubeTensor {
+pub(super) fn permuted(x: CubeTensor, order: &[usize]) -> CubeTensor {
     if order.is_sorted() { x } else { burn_cubecl::ops::permute(x, order) }
 }
 

@@ -302,10 +302,10 @@ impl<N: Size> Value for Recorded<'_, N> {
 
 /// The fixed parameters of a curve as part of a kernel's identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Fixed([u64; 2]);
+pub(in crate::backend) struct Fixed([u64; 2]);
 
 impl Fixed {
-    pub(super) fn new(parameters: [f64; 2]) -> Self {
+    pub(in crate::backend) fn new(parameters: [f64; 2]) -> Self {
         Self(parameters.map(f64::to_bits))
     }
 
@@ -318,7 +318,7 @@ macro_rules! formulas {
     ($($fixed:ident $learned:ident = $method:ident;)*) => {
         $(
             #[cube]
-            pub(super) fn $fixed<F: Formula, N: Size>(
+            pub(in crate::backend) fn $fixed<F: Formula, N: Size>(
                 x: Vector<f32, N>,
                 #[comptime] parameters: Fixed,
             ) -> Vector<f32, N> {

@@ -12,6 +12,8 @@
 
 mod autodiff;
 mod composed;
+#[cfg(feature = "cube")]
+mod cube;
 #[cfg(feature = "flex")]
 mod flex;
 
@@ -146,9 +148,6 @@ pub trait NormBackend: Backend {
 #[allow(deprecated)] // Burn keeps NdArray working; so do we.
 impl NormBackend for burn::backend::NdArray {}
 
-#[cfg(feature = "cube")]
-impl NormBackend for burn_cubecl::CubeBackend {}
-
 /// The composed bodies: see [`ActivationBackend`](super::ActivationBackend)'s.
 #[cfg(feature = "cube")]
 impl<B: burn_fusion::FusionBackend + NormBackend> NormBackend for burn_fusion::Fusion<B> {}
@@ -165,12 +164,78 @@ mod tests {
 
     type Primitive = FloatTensor<Dispatch>;
 
-    fn values<const D: usize>(shape: [usize; D], seed: usize, dtype: DType) -> Primitive {
-        let n = shape.iter().product();
-        let values: Vec<f32> =
-            (0..n).map(|i: usize| ((i + seed) * 7919 % 1009) as f32 / 250.0 - 2.0).collect();
-        let data = TensorData::new(values, shape);
-        Tensor::<D>::from_data(data, (&Device::flex(), dtype)).into_dispatch()
+    fn devices() -> Vec<Device> {
+        vec![
+            Device::flex(),
+            #[cfg(feature = "wgpu")]
+            Device::wgpu(Default::default()),
+            #[cfg(feature = "cuda")]
+            Device::cuda(0),
+            #[cfg(feature = "cpu")]
+            Device::cpu(),
+        ]
+    }
+
+    /// How tensors lie in memory.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Layout {
+        Contiguous,
+        ChannelsLast,
+        /// Every second column of a wider tensor.
+        Strided,
+        /// x channels-last, the residual contiguous, the gradient one number for all.
+        Mixed,
+    }
+    use Layout::{ChannelsLast, Contiguous, Mixed, Strided};
+
+    const X: usize = 1;
+    const RESIDUAL: usize = 2;
+    const GRAD: usize = 3;
+
+    #[derive(Clone, Copy)]
+    struct Place<'a> {
+        device: &'a Device,
+        dtype: DType,
+        layout: Layout,
+    }
+
+    impl Place<'_> {
+        fn vectors(self, shape: [usize; 2], seed: usize) -> Primitive {
+            let work = if self.dtype == DType::F64 { DType::F64 } else { DType::F32 };
+            let data = TensorData::new(numbers(shape.iter().product(), seed), shape);
+            Tensor::<2>::from_data(data, (self.device, work)).into_dispatch()
+        }
+
+        fn images(self, shape: [usize; 4], seed: usize) -> Primitive {
+            let [n, c, h, w] = shape;
+            let put = |values, shape| {
+                Tensor::<4>::from_data(TensorData::new(values, shape), (self.device, self.dtype))
+            };
+            let values = numbers(n * c * h * w, seed);
+            let channels_last = |values: &[f32]| {
+                let at = |i: usize| {
+                    let (pixel, channel) = (i / c, i % c);
+                    (pixel / (h * w) * c + channel) * h * w + pixel % (h * w)
+                };
+                let moved: Vec<f32> = (0..values.len()).map(|i| values[at(i)]).collect();
+                put(moved, [n, h, w, c]).permute([0, 3, 1, 2])
+            };
+            let tensor = match (self.layout, seed) {
+                (Contiguous, _) | (Mixed, RESIDUAL) => put(values, shape),
+                (ChannelsLast, _) | (Mixed, X) => channels_last(&values),
+                (Mixed, _) => put(values[..1].to_vec(), [1; 4]).expand(shape),
+                (Strided, _) => {
+                    let twice = values.iter().flat_map(|v| [*v, 1e3]).collect();
+                    let wide = put(twice, [n, c, h, 2 * w]).reshape([n, c, h, w, 2]);
+                    wide.narrow(4, 0, 1).squeeze_dim(4)
+                }
+            };
+            tensor.into_dispatch()
+        }
+    }
+
+    fn numbers(n: usize, seed: usize) -> Vec<f32> {
+        (0..n).map(|i: usize| ((i + seed) * 7919 % 1009) as f32 / 250.0 - 2.0).collect()
     }
 
     fn to_vec<const D: usize>(tensor: Primitive) -> Vec<f32> {
@@ -186,96 +251,151 @@ mod tests {
             DType::F16 => 1.0 / 1024.0,
             _ => 2e-5,
         };
-        for (got, want) in to_vec::<D>(got).into_iter().zip(to_vec::<D>(want)) {
-            let close = (got - want).abs() <= tolerance * want.abs().max(1.0);
+        let (got, want) = (to_vec::<D>(got), to_vec::<D>(want));
+        assert_eq!(got.len(), want.len(), "{what}");
+        let scale = if D == 2 { want.iter().fold(1.0, |m: f32, v| m.max(v.abs())) } else { 1.0 };
+        for (got, want) in got.into_iter().zip(want) {
+            let close = (got - want).abs() <= tolerance * want.abs().max(scale);
             assert!(close, "{what}: {got}, not {want}");
         }
     }
 
+    /// Every operation on tensors at a place, beside the composed form on Flex.
+    fn compare(place: Place, shape: [usize; 4], activation: Option<Pair>, with_residual: bool) {
+        let Place { dtype, layout, .. } = place;
+        let what = |operation: &str| {
+            let residual = if with_residual { "with" } else { "without" };
+            format!(
+                "{operation} on {:?}, {dtype:?} {shape:?} {layout:?}, {activation:?} {residual} residual",
+                place.device
+            )
+        };
+        let flex = Device::flex();
+        // An expanded gradient is one for the composed form too.
+        let plain = Layout::Contiguous;
+        let plain =
+            Place { device: &flex, layout: if layout == Mixed { Mixed } else { plain }, dtype };
+        let work = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+        let channels = shape[1];
+        let x = |place: Place| place.images(shape, X);
+        let grad = |place: Place| place.images(shape, GRAD);
+        let residual = |place: Place| with_residual.then(|| place.images(shape, RESIDUAL));
+        let maybe = |place: Place| Optional::<Dispatch>::from(residual(place));
+        let affine = |place: Place| place.vectors([3, channels], 4);
+
+        let got = Dispatch::channel_statistics(x(place));
+        let want = composed::statistics::<Dispatch>(x(plain));
+        assert_close::<2>(got, want, work, &what("statistics"));
+
+        let got = Dispatch::affine_activation(x(place), affine(place), maybe(place), activation);
+        let want =
+            composed::forward::<Dispatch>(x(plain), affine(plain), residual(plain), activation);
+        assert_close::<4>(got, want, dtype, &what("forward"));
+
+        let got = Dispatch::affine_activation_sums(
+            x(place),
+            affine(place),
+            maybe(place),
+            grad(place),
+            activation,
+        );
+        let want = composed::sums::<Dispatch>(
+            x(plain),
+            affine(plain),
+            residual(plain),
+            grad(plain),
+            activation,
+        );
+        assert_close::<2>(got, want, work, &what("sums"));
+
+        for corrected in [false, true] {
+            let correction = |place: Place| corrected.then(|| place.vectors([2, channels], 5));
+            let got = Dispatch::affine_activation_backward(
+                x(place),
+                affine(place),
+                maybe(place),
+                grad(place),
+                activation,
+                correction(place).into(),
+            );
+            let want = composed::backward::<Dispatch>(
+                x(plain),
+                affine(plain),
+                residual(plain),
+                grad(plain),
+                activation,
+                correction(plain),
+            );
+            assert_close::<4>(got, want, dtype, &what("backward"));
+        }
+
+        let (Some(r), Some(want_r), Some(pair)) = (residual(place), residual(plain), activation)
+        else {
+            return;
+        };
+        let (dx, dz) = Dispatch::affine_activation_backward_both(
+            x(place),
+            affine(place),
+            r.clone(),
+            grad(place),
+            pair,
+        );
+        let (want_dx, want_dz) = composed::backward_both::<Dispatch>(
+            x(plain),
+            affine(plain),
+            want_r.clone(),
+            grad(plain),
+            pair,
+        );
+        assert_close::<4>(dx, want_dx, dtype, &what("both, dx"));
+        assert_close::<4>(dz, want_dz, dtype, &what("both, dz"));
+
+        let (dz, sums) = Dispatch::affine_activation_residual_sums(
+            x(place),
+            affine(place),
+            r,
+            grad(place),
+            pair,
+        );
+        let (want_dz, want_sums) =
+            composed::residual_sums::<Dispatch>(x(plain), affine(plain), want_r, grad(plain), pair);
+        assert_close::<4>(dz, want_dz, dtype, &what("residual sums, dz"));
+        assert_close::<2>(sums, want_sums, work, &what("residual sums"));
+    }
+
     /// The composed bodies, computed with Flex's primitives, are what runs on the backends that have
-    /// no loops of their own.
+    /// neither loops nor kernels of their own.
     #[test]
-    fn the_composed_form_is_what_the_loops_compute() {
+    fn the_composed_form_is_what_loops_and_kernels_compute() {
         let probe =
             Pair { value: Curve::Relu, gradient: Gradient::Of(Curve::ParametricSoftplus(10.0)) };
-        let shape = [3, 4, 5, 7];
-        for dtype in [DType::F32, DType::F64, DType::F16, DType::BF16] {
-            let work = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
-            let x = || values(shape, 1, dtype);
-            let grad = || values(shape, 3, dtype);
-            let affine = || values([3, 4], 4, work);
-
-            let statistics = Dispatch::channel_statistics(x());
-            assert_close::<2>(
-                statistics,
-                composed::statistics::<Dispatch>(x()),
-                work,
-                "statistics",
-            );
-
-            for activation in [None, Some(Pair::from(Curve::Silu)), Some(probe)] {
-                for residual in [None, Some(values(shape, 2, dtype))] {
-                    let what = format!("{dtype:?} {activation:?} {}", residual.is_some());
-                    let r = || residual.clone();
-                    let maybe = || Optional::<Dispatch>::from(r());
-
-                    let got = Dispatch::affine_activation(x(), affine(), maybe(), activation);
-                    let want = composed::forward::<Dispatch>(x(), affine(), r(), activation);
-                    assert_close::<4>(got, want, dtype, &what);
-
-                    let got = Dispatch::affine_activation_sums(
-                        x(),
-                        affine(),
-                        maybe(),
-                        grad(),
-                        activation,
-                    );
-                    let want = composed::sums::<Dispatch>(x(), affine(), r(), grad(), activation);
-                    assert_close::<2>(got, want, work, &what);
-
-                    for correction in [None, Some(values([2, 4], 5, work))] {
-                        let got = Dispatch::affine_activation_backward(
-                            x(),
-                            affine(),
-                            maybe(),
-                            grad(),
-                            activation,
-                            correction.clone().into(),
-                        );
-                        let want = composed::backward::<Dispatch>(
-                            x(),
-                            affine(),
-                            r(),
-                            grad(),
-                            activation,
-                            correction,
-                        );
-                        assert_close::<4>(got, want, dtype, &what);
+        for device in devices() {
+            for dtype in [DType::F32, DType::F64, DType::F16, DType::BF16] {
+                if !device.supports_dtype(dtype) {
+                    continue;
+                }
+                for layout in [Contiguous, ChannelsLast, Strided, Mixed] {
+                    let place = Place { device: &device, dtype, layout };
+                    for activation in [None, Some(Pair::from(Curve::Silu)), Some(probe)] {
+                        for with_residual in [false, true] {
+                            compare(place, [3, 4, 5, 7], activation, with_residual);
+                        }
                     }
+                }
+            }
+        }
+    }
 
-                    let (Some(r), Some(pair)) = (residual, activation) else { continue };
-                    let got = Dispatch::affine_activation_backward_both(
-                        x(),
-                        affine(),
-                        r.clone(),
-                        grad(),
-                        pair,
-                    );
-                    let want =
-                        composed::backward_both::<Dispatch>(x(), affine(), r.clone(), grad(), pair);
-                    assert_close::<4>(got.0, want.0, dtype, &what);
-                    assert_close::<4>(got.1, want.1, dtype, &what);
-
-                    let got = Dispatch::affine_activation_residual_sums(
-                        x(),
-                        affine(),
-                        r.clone(),
-                        grad(),
-                        pair,
-                    );
-                    let want = composed::residual_sums::<Dispatch>(x(), affine(), r, grad(), pair);
-                    assert_close::<4>(got.0, want.0, dtype, &what);
-                    assert_close::<2>(got.1, want.1, work, &what);
+    /// Vectors along pixels and along channels, one pixel, one channel, more channels than a cube has
+    /// columns, and enough elements for several parts of a sum.
+    #[test]
+    fn kernels_share_out_any_shape() {
+        let shapes = [[2, 3, 4, 8], [9, 8, 1, 1], [5, 1, 3, 4], [2, 300, 2, 2], [40, 40, 16, 16]];
+        for device in devices() {
+            for layout in [Contiguous, ChannelsLast] {
+                for shape in shapes {
+                    let place = Place { device: &device, dtype: DType::F32, layout };
+                    compare(place, shape, Some(Curve::Silu.into()), true);
                 }
             }
         }
