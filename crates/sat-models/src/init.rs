@@ -9,7 +9,7 @@ use sat_core::{ActivationConfig, BatchNormAct, BatchNormActConfig};
 use serde::{Deserialize, Serialize};
 
 // The one place that names the convolution all networks use.
-pub(crate) use burn::nn::conv::{Conv2d, Conv2dConfig};
+pub(crate) use sat_core::{Conv2d, Conv2dConfig};
 
 /// How the weights of a network are drawn.
 ///
