@@ -454,18 +454,22 @@ fn scale_width(channels: usize, width: f64) -> usize {
 #[derive(Clone, Debug)]
 struct Noise(Arc<Mutex<ChaCha8Rng>>);
 
+fn stream(seed: u64) -> ChaCha8Rng {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    // Stream 0 draws the weights.
+    rng.set_stream(1);
+    rng
+}
+
 impl Default for Noise {
     fn default() -> Self {
-        Self(Arc::new(Mutex::new(ChaCha8Rng::seed_from_u64(0))))
+        Self(Arc::new(Mutex::new(stream(0))))
     }
 }
 
 impl Noise {
     fn reseed(&self, seed: u64) {
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        // Stream 0 draws the weights.
-        rng.set_stream(1);
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = rng;
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = stream(seed);
     }
 
     /// 0 with probability `drop`, else 1 / (1 - drop).

@@ -101,7 +101,7 @@ impl NetworkConfig {
     }
 
     /// Builds the network on `device` with the weights at `path`, which [`load_weights`] reads, without
-    /// drawing any first.
+    /// drawing any first. The stream of dropout and stochastic depth is that of seed 0.
     ///
     /// # Errors
     ///

@@ -1,0 +1,79 @@
+//! How long networks take to predict, and what loading one costs.
+//!
+//! `cargo bench --bench models`, beside `python benches/peers/models.py`. Weights and images come from a
+//! seed.
+#![allow(clippy::unwrap_used, reason = "a bench panics when it cannot run")]
+
+use burn::tensor::{Device, Tensor, TensorData};
+use sat::models::{Metadata, ModelName, save_safetensors};
+use std::{env, fs, path::Path, process::Command, time::Instant};
+
+#[global_allocator]
+static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const LOADED: ModelName = ModelName::ResNet50;
+
+/// The fastest of a few runs, in milliseconds. Reading the result waits for the device.
+fn fastest(runs: usize, mut run: impl FnMut()) -> f64 {
+    run();
+    (0..runs)
+        .map(|_| {
+            let start = Instant::now();
+            run();
+            start.elapsed().as_secs_f64() * 1e3
+        })
+        .fold(f64::INFINITY, f64::min)
+}
+
+/// The largest memory this process has had, in MiB; Linux says so.
+fn peak_memory() -> Option<f64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    Some(line.split_whitespace().nth(1)?.parse::<f64>().ok()? / 1024.0)
+}
+
+/// In a process of its own, so that its peak is that of loading.
+fn load(path: &Path) {
+    let before = peak_memory();
+    let start = Instant::now();
+    let model = LOADED.config().load(path, &Device::flex()).unwrap();
+    let seconds = start.elapsed().as_secs_f64();
+    let file = fs::metadata(path).unwrap().len() as f64 / f64::from(1 << 20);
+    print!("{LOADED}: {file:.1} MiB loaded in {seconds:.3} s");
+    match (before, peak_memory()) {
+        (Some(before), Some(after)) => {
+            println!(", {:.2} times the file in memory", (after - before) / file)
+        }
+        _ => println!(),
+    }
+    drop(model);
+}
+
+fn main() {
+    if let Some(path) = env::args().skip_while(|argument| argument != "--load").nth(1) {
+        return load(Path::new(&path));
+    }
+    let device = Device::flex();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("weights.safetensors");
+    save_safetensors(&LOADED.config().init(0, &device), &path, &Metadata::new()).unwrap();
+    let this = env::current_exe().unwrap();
+    assert!(Command::new(this).arg("--load").arg(&path).status().unwrap().success());
+
+    println!("| network | images | forward ms |");
+    println!("|---|---:|---:|");
+    for name in [ModelName::ResNet50, ModelName::EfficientNetB0] {
+        let model = name.config().init(0, &device);
+        let [height, width] = name.image_size();
+        for count in [1, 16] {
+            let shape = [count, 3, height, width];
+            let pixels = (0..shape.iter().product()).map(|i| (i * 7919 % 256) as f32 / 255.0);
+            let data = TensorData::new(pixels.collect::<Vec<f32>>(), shape);
+            let images = Tensor::<4>::from_data(data, &device);
+            let milliseconds = fastest(if count == 1 { 10 } else { 3 }, || {
+                model.forward(images.clone()).into_data();
+            });
+            println!("| {name} | {count} | {milliseconds:.1} |");
+        }
+    }
+}
