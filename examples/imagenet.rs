@@ -68,7 +68,8 @@ struct Common {
     #[arg(long)]
     #[serde(serialize_with = "as_text")]
     activation: Option<ActivationConfig>,
-    /// Weights to start from or to evaluate: safetensors or PyTorch.
+    /// Weights to start from or to evaluate: safetensors or PyTorch. Model, activation and
+    /// normalisation must be those they were trained with.
     #[arg(long)]
     weights: Option<PathBuf>,
     /// The normalisation in front of the network. By default `lite` for EfficientNet-Lite, else
