@@ -1,6 +1,7 @@
 //! EfficientNet-Lite0 with its published weights on 1,000 ImageNet photographs, decoded, resized and
 //! cropped by our loader, against the predictions that PyTorch makes of them with Pillow.
 #![cfg(feature = "flex")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
 mod common;
 
