@@ -5,10 +5,16 @@
 
 mod common;
 
+use burn::tensor::Device;
 use clap::Parser;
 use sat::train::data::{EvaluateTransform, ImageFolder, LoaderConfig, TrainTransform, Transform};
 use serde::Serialize;
-use std::{num::NonZeroUsize, path::PathBuf, process::ExitCode, time::Instant};
+use std::{
+    num::NonZeroUsize,
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 #[derive(Parser)]
 struct Arguments {
@@ -40,6 +46,13 @@ struct Row {
     peak_mib: Option<f64>,
 }
 
+#[derive(Serialize)]
+struct Report {
+    rows: Vec<Row>,
+    /// The peak while a batch is at work and the loader's queues are full.
+    busy_peak_mib: Option<f64>,
+}
+
 fn peak_mib() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
@@ -53,7 +66,7 @@ fn main() -> ExitCode {
     let train = TrainTransform { size: arguments.size, ..TrainTransform::default() };
     let transforms = [
         ("evaluate", Transform::Evaluate(EvaluateTransform::of_size(arguments.size))),
-        ("train", Transform::Train(train)),
+        ("train", Transform::Train(train.clone())),
     ];
     let cores = std::thread::available_parallelism().unwrap();
     println!("| transform | threads | images/s | peak memory of the process, MiB |");
@@ -83,5 +96,21 @@ fn main() -> ExitCode {
             rows.push(row);
         }
     }
-    common::save_json(arguments.json.as_deref(), &rows)
+    // A training step is slower than the loader: then its queues are full, one batch is at work and
+    // on the device as floats.
+    let config =
+        LoaderConfig { batch_size: arguments.batch, ..LoaderConfig::new(Transform::Train(train)) };
+    let mut loader = folder.loader(&folder.shuffled(0, 0), 0, &config).unwrap();
+    let first = loader.next().unwrap().unwrap();
+    let images = first.images(&Device::flex());
+    std::thread::sleep(Duration::from_secs(5));
+    let second = loader.next().unwrap().unwrap();
+    let busy_peak_mib = peak_mib();
+    println!(
+        "\nwith full queues, {} images as floats and {} as bytes: {} MiB",
+        images.dims()[0],
+        second.len(),
+        busy_peak_mib.map_or("unknown".to_owned(), |mib| format!("{mib:.0}"))
+    );
+    common::save_json(arguments.json.as_deref(), &Report { rows, busy_peak_mib })
 }

@@ -21,8 +21,8 @@ use sat::{
     train::{
         AdversarialStep, Normalized, Recipe, Schedule, TrainingAttack,
         data::{
-            BrokenImage, DataError, EvaluateTransform, ImageFolder, LoaderConfig, Remainder,
-            TrainTransform, Transform,
+            BrokenImage, EvaluateTransform, ImageFolder, LoaderConfig, Remainder, TrainTransform,
+            Transform,
         },
         optimizer,
     },
@@ -68,7 +68,8 @@ struct Common {
     #[arg(long)]
     #[serde(serialize_with = "as_text")]
     activation: Option<ActivationConfig>,
-    /// Weights to start from or to evaluate: safetensors or PyTorch.
+    /// Weights to start from or to evaluate: safetensors or PyTorch. Model, activation and
+    /// normalisation must be those they were trained with.
     #[arg(long)]
     weights: Option<PathBuf>,
     /// The normalisation in front of the network. By default `lite` for EfficientNet-Lite, else
@@ -200,8 +201,12 @@ enum ImageNetError {
     Diverged { step: usize, loss: f64 },
     #[error("{photographs} photographs do not fill one batch of {batch}; lower --batch")]
     TooFew { photographs: usize, batch: usize },
+    #[error("--batch 1 has no batch statistics to train with; give at least 2")]
+    OneImage,
     #[error("evaluation needs --weights")]
     NoWeights,
+    #[error("--eps {0} covers every image in [0, 1]; did you mean {0}/255?")]
+    EpsUnit(f64),
 }
 
 type Failure = Box<dyn Error>;
@@ -225,7 +230,10 @@ fn run(task: &Task) -> Result<(), Failure> {
 
 impl Common {
     /// The photographs, and which of them are used.
-    fn photographs(&self, part: &str) -> Result<(ImageFolder, Vec<usize>), DataError> {
+    fn photographs(&self, part: &str) -> Result<(ImageFolder, Vec<usize>), Failure> {
+        if self.eps >= 1.0 {
+            return Err(ImageNetError::EpsUnit(self.eps).into());
+        }
         let below = self.data.join(part);
         let split = ["train", "val"].iter().any(|part| self.data.join(part).is_dir());
         let folder = match split {
@@ -291,6 +299,9 @@ fn train(arguments: &Train) -> Result<(), Failure> {
     let common = &arguments.common;
     let (folder, used) = common.photographs("train")?;
     let (batch, weights) = (common.batch, common.out.join("weights.safetensors"));
+    if batch == 1 {
+        return Err(ImageNetError::OneImage.into());
+    }
     let per_epoch = used.len() / batch;
     if per_epoch == 0 {
         return Err(ImageNetError::TooFew { photographs: used.len(), batch }.into());

@@ -441,7 +441,7 @@ proptest! {
 #[cfg(feature = "flex")]
 mod batches {
     use burn::tensor::{Device, Tensor};
-    use sat_train::data::{Augment, Flip};
+    use sat_train::data::{Augment, Flip, Mixup};
 
     use super::*;
 
@@ -491,5 +491,44 @@ mod batches {
         assert_ne!(whole, values(&set.batch(&all, &Device::flex()).0));
         let plain = set.batch_augmented(&all, Augment::default(), 5, 1, &Device::flex()).0;
         assert_eq!(values(&plain), values(&set.batch(&all, &Device::flex()).0));
+    }
+
+    #[test]
+    fn mixup_blends_pairs_and_names_the_partners() {
+        let set = small_set(16);
+        let (images, _) = set.batch(&(0..16).collect::<Vec<_>>(), &Device::flex());
+        // Labels that tell which image is which.
+        let labels: Vec<usize> = (100..116).collect();
+        let mix =
+            |alpha, seed, step| Mixup::of(images.clone(), &labels, alpha, seed, step).unwrap();
+        let plain = values(&images);
+        let mut weights = Vec::new();
+        for step in 0..50 {
+            let mixed = mix(0.2, 1, step);
+            let mut partners = mixed.partner_labels.clone();
+            for (i, blend) in values(&mixed.images).chunks(24).enumerate() {
+                let partner = mixed.partner_labels[i] - 100;
+                for (j, value) in blend.iter().enumerate() {
+                    let (own, other) = (plain[i * 24 + j], plain[partner * 24 + j]);
+                    let want =
+                        mixed.weight * f64::from(own) + (1.0 - mixed.weight) * f64::from(other);
+                    assert!((f64::from(*value) - want).abs() < 1e-6);
+                }
+            }
+            partners.sort();
+            assert_eq!(partners, labels);
+            weights.push(mixed.weight);
+        }
+        // Beta(0.2, 0.2) has mean 1/2 and variance 1/(4 * 1.4).
+        let mean = weights.iter().sum::<f64>() / 50.0;
+        let variance = weights.iter().map(|w| (w - mean).powi(2)).sum::<f64>() / 50.0;
+        assert!((mean - 0.5).abs() < 0.2 && (variance - 0.179).abs() < 0.06, "{mean} {variance}");
+        let again = mix(0.2, 1, 7);
+        assert_eq!(values(&again.images), values(&mix(0.2, 1, 7).images));
+        assert_ne!(again.weight, mix(0.2, 2, 7).weight);
+        for alpha in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            let error = Mixup::of(images.clone(), &labels, alpha, 0, 0).unwrap_err();
+            assert!(matches!(error, DataError::BadSetting { .. }), "{error}");
+        }
     }
 }

@@ -284,6 +284,8 @@ fn bad_settings_and_missing_samples() {
     for bad in [
         LoaderConfig { batch_size: 0, ..config(evaluate()) },
         LoaderConfig { ahead: 0, ..config(evaluate()) },
+        LoaderConfig { ahead: usize::MAX, ..config(evaluate()) },
+        LoaderConfig { threads: NonZeroUsize::new(100_000), ..config(evaluate()) },
         config(Transform::Evaluate(EvaluateTransform { resize: 3, ..Default::default() })),
     ] {
         let error = folder.loader(&[0], 0, &bad).unwrap_err();

@@ -11,13 +11,16 @@ use super::random::{Draw, rng};
 use super::transform::Pictures;
 use super::{DataError, Transform};
 
+/// The most bytes that are reserved for a batch before its images are there.
+const MAX_RESERVED: usize = 64 << 20;
+
 /// How a [`Loader`] reads.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LoaderConfig {
     /// What is done to each image.
     pub transform: Transform,
-    /// Images a batch, at least 1.
+    /// Images a batch, 1 to 65,536.
     pub batch_size: usize,
     /// What becomes of the last images if they do not fill a batch.
     #[serde(default)]
@@ -32,7 +35,7 @@ pub struct LoaderConfig {
     /// depend on it.
     #[serde(default)]
     pub threads: Option<NonZeroUsize>,
-    /// Batches' worth of images that are made ready in advance, at least 1.
+    /// Batches' worth of images that are made ready in advance, 1 to 16.
     #[serde(default = "default_ahead")]
     pub ahead: usize,
 }
@@ -58,10 +61,15 @@ impl LoaderConfig {
 
     fn validate(&self) -> Result<(), DataError> {
         self.transform.validate()?;
-        for (setting, value) in [("batch_size", self.batch_size), ("ahead", self.ahead)] {
-            if !(1..=1 << 20).contains(&value) {
-                let (value, expected) = (value as f64, "1 to 1,048,576");
-                return Err(DataError::BadSetting { setting, value, expected });
+        // Queues are allocated for their full length.
+        let threads = self.threads.map_or(1, NonZeroUsize::get);
+        for (setting, value, most, expected) in [
+            ("batch_size", self.batch_size, 65_536, "1 to 65,536"),
+            ("ahead", self.ahead, 16, "1 to 16"),
+            ("threads", threads, 1024, "1 to 1,024"),
+        ] {
+            if !(1..=most).contains(&value) {
+                return Err(DataError::BadSetting { setting, value: value as f64, expected });
             }
         }
         Ok(())
@@ -278,7 +286,9 @@ impl Iterator for Loader {
 
     fn next(&mut self) -> Option<Self::Item> {
         let mut batch = ByteBatch {
-            pixels: Vec::with_capacity(self.batch_size.min(1024) * 3 * self.size * self.size),
+            pixels: Vec::with_capacity(
+                MAX_RESERVED.min(self.batch_size * 3 * self.size * self.size),
+            ),
             size: self.size,
             labels: Vec::new(),
             indices: Vec::new(),

@@ -115,6 +115,7 @@ impl RemoteFile {
         let agent: ureq::Agent = ureq::Agent::config_builder()
             .timeout_connect(Some(Duration::from_secs(30)))
             .timeout_recv_response(Some(Duration::from_secs(60)))
+            .timeout_recv_body(Some(Duration::from_secs(3600)))
             .build()
             .into();
         let response = agent.get(self.url).call().map_err(|error| failed(error.to_string()))?;
