@@ -10,8 +10,8 @@
 //! block in two. Backward passes start from a tensor of ones. `of copy` is what an activation must move
 //! over the time it takes, over the same for Burn's x + 1. Every measurement waits for the device.
 //!
-//! `norm` and `norm+residual` are BatchNormAct beside Burn's BatchNorm and activation, of f32 in NCHW order, with the
-//! statistics of the batch (training) and with the running ones (attack).
+//! `norm` and `norm+residual` are BatchNormAct beside Burn's BatchNorm and activation, of f32 in NCHW
+//! order, with the statistics of the batch (training) and with the running ones (attack).
 
 use burn::tensor::{Device, FloatDType, Tensor};
 use clap::{Parser, ValueEnum};

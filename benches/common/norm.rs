@@ -10,8 +10,10 @@ use serde::Serialize;
 use std::hint::black_box;
 
 /// The activations behind the normalisation, and Burn's for each.
-pub(crate) const ACTIVATIONS: [(Curve, fn(Tensor<4>) -> Tensor<4>); 2] =
+pub(crate) const ACTIVATIONS: [(Curve, Function); 2] =
     [(Curve::Relu, burns::relu), (Curve::Silu, burns::silu)];
+
+type Function = fn(Tensor<4>) -> Tensor<4>;
 
 #[derive(Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -66,7 +68,7 @@ pub(crate) fn our_pass(
 pub(crate) fn burn_pass(
     device: &Device,
     shape: [usize; 4],
-    activation: fn(Tensor<4>) -> Tensor<4>,
+    activation: Function,
     mode: Mode,
     sum: Sum,
 ) -> impl FnMut() {

@@ -445,7 +445,7 @@ impl Shares {
     }
 
     fn dim(&self) -> CubeDim {
-        CubeDim::new_2d(self.tile.width as u32, self.tile.height as u32)
+        CubeDim::new_1d((self.tile.width * self.tile.height) as u32)
     }
 
     fn cubes(&self, parts: usize) -> CubeCount {
@@ -679,7 +679,14 @@ fn backward<E: Float, N: Size, M: Size, F: Formula>(
 #[cube]
 fn unit_column(#[comptime] tile: Tile) -> usize {
     let cube = CUBE_POS_X as usize + CUBE_POS_Y as usize * CUBE_COUNT_X as usize;
-    cube * tile.width + UNIT_POS_X as usize
+    cube * tile.width + UNIT_POS as usize % tile.width
+}
+
+/// Its place among the units of its column. By hand and not by a cube of two axes, since some drivers
+/// fill SIMD lanes along the first axis alone.
+#[cube]
+fn unit_row(#[comptime] tile: Tile) -> usize {
+    UNIT_POS as usize / tile.width
 }
 
 /// A vector of one channel becomes a number; one of several stays.
@@ -714,7 +721,7 @@ fn partial_sums<E: Float, N: Size, M: Size, F: Formula>(
         let start = CUBE_POS_Z as usize * part;
         let end = min(start + part, length);
         // Neighbouring units read neighbouring vectors.
-        let mut i = start + UNIT_POS_Y as usize;
+        let mut i = start + unit_row(tile);
         while i < end {
             let at = (i / run * columns + column) * run + i % run;
             let x = Vector::<f32, N>::cast_from(x.read(at));
@@ -755,7 +762,7 @@ fn total_sums<M: Size>(
     let mut first = Vector::<f32, M>::new(0.0);
     let mut second = Vector::<f32, M>::new(0.0);
     if column < columns {
-        let mut part = UNIT_POS_Y as usize;
+        let mut part = unit_row(tile);
         while part < count {
             first += parts.read(part * columns + column);
             second += parts.read((count + part) * columns + column);
@@ -785,7 +792,7 @@ fn write_sums<M: Size>(
     let mut step = (tile.height / 2).runtime();
     while step > 0 {
         sync_cube();
-        if (UNIT_POS_Y as usize) < step {
+        if unit_row(tile) < step {
             let other = unit + step * tile.width;
             let (first, second) = (firsts[unit] + firsts[other], seconds[unit] + seconds[other]);
             firsts[unit] = first;
@@ -793,7 +800,7 @@ fn write_sums<M: Size>(
         }
         step /= 2;
     }
-    if UNIT_POS_Y == 0 && writes {
+    if unit_row(tile) == 0 && writes {
         sums.write(at, firsts[unit]);
         sums.write(at + rest, seconds[unit]);
     }
@@ -849,7 +856,7 @@ fn partial_moments<E: Float, N: Size, M: Size>(
     let column = unit_column(tile);
     let start = CUBE_POS_Z as usize * part;
     let end = min(start + part, length);
-    let mut i = start + UNIT_POS_Y as usize;
+    let mut i = start + unit_row(tile);
     let mut count = 0.0f32;
     let mut origin = Vector::<f32, M>::new(0.0);
     let mut offset = Vector::<f32, M>::new(0.0);
@@ -879,7 +886,7 @@ fn partial_moments<E: Float, N: Size, M: Size>(
         squares = select_many(squares.less_than(&zero), zero, squares);
     }
     let all = column_moments::<M>(Moments::<M> { count, origin, offset, squares }, tile);
-    if UNIT_POS_Y == 0 && column < columns {
+    if unit_row(tile) == 0 && column < columns {
         let at = CUBE_POS_Z as usize * columns + column;
         let row = CUBE_COUNT_Z as usize * columns;
         parts.write(at, Vector::new(all.count));
@@ -909,7 +916,7 @@ fn total_moments<M: Size>(
 ) {
     let column = unit_column(tile);
     let row = parts_count * columns;
-    let mut part = UNIT_POS_Y as usize;
+    let mut part = unit_row(tile);
     let mut count = 0.0f32;
     let mut origin = Vector::<f32, M>::new(0.0);
     let mut offset = Vector::<f32, M>::new(0.0);
@@ -933,7 +940,7 @@ fn total_moments<M: Size>(
     }
     let some = Moments::<M> { count, origin, offset, squares };
     let all = column_moments::<M>(some, tile);
-    if UNIT_POS_Y == 0 && column < columns {
+    if unit_row(tile) == 0 && column < columns {
         statistics.write(column, all.origin + all.offset);
         statistics.write(columns + column, all.squares / Vector::new(all.count));
     }
@@ -957,7 +964,7 @@ fn column_moments<M: Size>(moments: Moments<M>, #[comptime] tile: Tile) -> Momen
         sync_cube();
         let other = unit + step * tile.width;
         // The last units may have nothing; if this one has nothing, then the other one neither.
-        if (UNIT_POS_Y as usize) < step && counts[other] > 0.0 {
+        if unit_row(tile) < step && counts[other] > 0.0 {
             let a = Moments::<M> {
                 count: counts[unit],
                 origin: origins[unit],

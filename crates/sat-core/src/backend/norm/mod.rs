@@ -371,7 +371,9 @@ mod tests {
             Pair { value: Curve::Relu, gradient: Gradient::Of(Curve::ParametricSoftplus(10.0)) };
         for device in devices() {
             for dtype in [DType::F32, DType::F64, DType::F16, DType::BF16] {
-                if !device.supports_dtype(dtype) {
+                // Under fusion the composed form runs, and WebGPU has no exponential of f64.
+                let lacks_exp = cfg!(feature = "fusion") && device != Device::flex();
+                if !device.supports_dtype(dtype) || (dtype == DType::F64 && lacks_exp) {
                     continue;
                 }
                 for layout in [Contiguous, ChannelsLast, Strided, Mixed] {
