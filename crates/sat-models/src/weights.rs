@@ -357,7 +357,14 @@ fn load<M: StateDict>(
     // that would overwrite them. `train` and `valid` give the model statistics of its own.
     let has_autodiff = slots.iter().any(|slot| slot.autodiff);
     let keys = slots.into_iter().map(|slot| (slot.path, slot.key)).collect();
-    let model = if has_autodiff { model.train() } else { model.valid() };
+    let model = if has_autodiff {
+        model.train()
+    } else {
+        let valid = model.valid();
+        // Else the old values would stay until the last of the new ones is there.
+        drop(model);
+        valid
+    };
     let mut loader = Loader { file: path, place: Place::default(), keys, tensors, error: None };
     let model = model.map(&mut loader);
     match loader.error {
