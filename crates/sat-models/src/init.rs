@@ -1,12 +1,11 @@
 //! Seeded initialisation of layers.
 
 use burn::module::Param;
-use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Linear, LinearConfig, PaddingConfig2d};
 use burn::tensor::{Device, Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
-use sat_core::{ActivationConfig, BatchNormAct, BatchNormActConfig};
+use sat_core::{ActivationConfig, BatchNormAct, BatchNormActConfig, Conv2d, Conv2dConfig};
 use serde::{Deserialize, Serialize};
 
 /// How the weights of a network are drawn.

@@ -2,9 +2,10 @@
 
 use burn::module::Module;
 use burn::nn::Linear;
-use burn::nn::conv::Conv2d;
 use burn::tensor::{Device, Tensor};
-use sat_core::{ActivationConfig, ActivationError, BatchNormAct, Gradient, SharedParameters};
+use sat_core::{
+    ActivationConfig, ActivationError, BatchNormAct, Conv2d, Gradient, SharedParameters,
+};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
