@@ -349,7 +349,7 @@ mod tests {
         let zeros = |values: &[f32]| [vec![0.0f64; values.len()], vec![0.0; values.len()]];
         let (mut of_x, mut of_w, mut of_y) = (zeros(&xs), zeros(&ws), zeros(&ys));
         for_each_product(&g, |x, w, y| {
-            let mut add = |sums: &mut [Vec<f64>; 2], at: usize, a: f32, b: f32| {
+            let add = |sums: &mut [Vec<f64>; 2], at: usize, a: f32, b: f32| {
                 let product = f64::from(a) * f64::from(b);
                 sums[0][at] += product;
                 sums[1][at] += product.abs();
