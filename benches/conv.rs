@@ -188,10 +188,7 @@ fn run<M: Module>(
     gradient: Gradient,
     layer: M,
     forward: impl Fn(&M, Tensor<4>) -> Tensor<4>,
-) -> impl FnMut()
-where
-    M: burn::module::AutodiffModule,
-{
+) -> impl FnMut() {
     let layer = if gradient == Gradient::Weight { layer } else { layer.valid() };
     let n = batch * inputs * image * image;
     let values: Vec<f32> = (0..n).map(|i| (i * 7919 % 10_007) as f32 / 1e4 - 0.5).collect();

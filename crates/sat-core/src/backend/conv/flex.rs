@@ -336,7 +336,7 @@ mod tests {
         assert_eq!(got.len(), want.len(), "{what}");
         for (i, ((got, want), size)) in got.iter().zip(want).zip(sizes).enumerate() {
             // `size` is the sum of the absolute products: rounding grows with it.
-            let close = (f64::from(*got) - want).abs() <= 1e-6 * (1.0 + size);
+            let close = (f64::from(*got) - want).abs() <= 5e-6 * (1.0 + size);
             assert!(close, "{what}: element {i} is {got}, not {want}");
         }
     }
@@ -349,7 +349,7 @@ mod tests {
         let zeros = |values: &[f32]| [vec![0.0f64; values.len()], vec![0.0; values.len()]];
         let (mut of_x, mut of_w, mut of_y) = (zeros(&xs), zeros(&ws), zeros(&ys));
         for_each_product(&g, |x, w, y| {
-            let mut add = |sums: &mut [Vec<f64>; 2], at: usize, a: f32, b: f32| {
+            let add = |sums: &mut [Vec<f64>; 2], at: usize, a: f32, b: f32| {
                 let product = f64::from(a) * f64::from(b);
                 sums[0][at] += product;
                 sums[1][at] += product.abs();

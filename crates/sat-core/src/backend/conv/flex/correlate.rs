@@ -181,7 +181,7 @@ impl Correlation<'_> {
             let rows = self.tile_rows(self.grid[1]);
             let vectors = self.outputs.div_ceil(lanes);
             let most = match self.set.vectors(rows) {
-                3 if rows == 8 && vectors % 3 != 0 => 2,
+                3 if rows == 8 && !vectors.is_multiple_of(3) => 2,
                 most => most,
             };
             let count = vectors.div_ceil(most);
