@@ -367,14 +367,16 @@ fn large_tensors_have_the_reference_s_values_and_gradients() {
         let case = Case::new(shape, "silu", true, false);
         let (want_y, want) = (case.output(), case.closed_form_gradients());
         for (name, device) in devices() {
-            // Burn's sums are the composed form's, and no more exact on some devices.
-            let tolerance = if is_composed(name) { 1e-2 } else { 2e-4 };
+            // The composed form's sums are Burn's: compared with its layer below.
+            if is_composed(name) {
+                continue;
+            }
             for view in [View::Contiguous, View::ChannelsLast] {
                 let what = describe(&case, view, name);
                 let (y, got) = case.run(&device, FloatDType::F32, view);
-                assert_close(&y, &want_y, tolerance / 20.0, &what);
+                assert_close(&y, &want_y, 1e-5, &what);
                 for (got, want) in got.iter().zip(&want) {
-                    assert_close(got, want, tolerance, &what);
+                    assert_close(got, want, 2e-4, &what);
                 }
             }
         }
