@@ -18,6 +18,7 @@ use std::{
 
 #[path = "../../examples/common/pages.rs"]
 mod pages;
+#[allow(unused_imports, reason = "each bench uses a part")]
 pub(crate) use pages::keep_pages;
 
 /// The same function twice.
