@@ -103,6 +103,7 @@ struct Report {
 }
 
 fn main() -> ExitCode {
+    common::keep_pages();
     let arguments = Arguments::parse();
     let budget = Duration::from_millis(arguments.milliseconds);
     let peak = peak();
