@@ -394,7 +394,7 @@ impl Job<'_> {
             &self.recipe,
             self.train_set,
             &device,
-            Some((&checkpoints, Start::Resume)),
+            Some((&checkpoints, Start::ResumeOrFresh)),
             |progress| {
                 let figures = Figures {
                     loss: progress.loss,

@@ -57,7 +57,12 @@ impl Objective {
         let field = "objective.beta";
         check(beta.is_finite() && beta >= 0.0, field, beta, "finite and at least 0")?;
         let Some(attack) = attack else {
-            return check(false, field, beta, "accompanied by an [attack], which the objective needs");
+            return check(
+                false,
+                field,
+                beta,
+                "accompanied by an [attack], which the objective needs",
+            );
         };
         let starts_clean = match attack.start {
             AttackStart::Clean => true,
@@ -134,7 +139,8 @@ pub fn mart_loss(
     let index = column(&clean, labels);
     let p_adversarial = softmax(adversarial.clone(), 1);
     // Below every probability, so that the label is never the largest.
-    let label_out = Tensor::<2>::full(index.dims(), -2.0, &index.device()).cast(adversarial.dtype());
+    let label_out =
+        Tensor::<2>::full(index.dims(), -2.0, &index.device()).cast(adversarial.dtype());
     let others = p_adversarial.clone().scatter(
         1,
         index.clone(),
