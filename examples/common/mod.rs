@@ -12,6 +12,7 @@ pub(crate) mod grid;
 pub(crate) mod output;
 pub(crate) mod plot;
 pub(crate) mod progress;
+pub(crate) mod stop;
 
 /// Keeps the pages of freed tensors: with the system's allocator, every large tensor pays for fresh
 /// pages again, which costs more than the arithmetic on it.
