@@ -283,7 +283,9 @@ impl Job<'_> {
             Start::Fresh if self.checkpoints()?.latest()?.is_some() => {
                 Err(QuickstartError::Unfinished(self.folder.clone()).into())
             }
-            Start::Resume => self.finished().map(|_| ()).map_err(Failure::from),
+            Start::Resume | Start::ResumeOrFresh => {
+                self.finished().map(|_| ()).map_err(Failure::from)
+            }
             Start::Fresh => Ok(()),
         }
     }
@@ -291,7 +293,7 @@ impl Job<'_> {
     /// Trains and evaluates, or reads what an earlier run has finished.
     fn run(&self, start: Start) -> Result<Outcome, Failure> {
         let finished = match start {
-            Start::Resume => self.finished()?,
+            Start::Resume | Start::ResumeOrFresh => self.finished()?,
             Start::Fresh => None,
         };
         if let Some(outcome) = finished {

@@ -1,7 +1,7 @@
 //! What the examples share: the allocator, parsing of eps, a progress bar and pictures.
 
 // Each example uses a part of it.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
 
 use std::process::ExitCode;
 
