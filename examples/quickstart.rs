@@ -13,6 +13,7 @@ use common::{
     output::{check_writable, write},
     plot::{Series, accuracy_vs_eps},
     progress::{Figures, Progress},
+    stop,
 };
 use sat::{
     attack::{Attack, Goal, Pgd, Report, ThreatModel, Victim, evaluate},
@@ -30,10 +31,8 @@ use sat::{
 use serde::{Deserialize, Serialize};
 use std::{
     fs, io,
-    ops::ControlFlow,
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::atomic::{AtomicBool, Ordering},
     time::Instant,
 };
 
@@ -145,8 +144,6 @@ struct FullReport<'a> {
     outcomes: &'a [Outcome],
 }
 
-static STOP: AtomicBool = AtomicBool::new(false);
-
 fn main() -> ExitCode {
     common::exit_code(run(&Arguments::parse()))
 }
@@ -189,12 +186,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     for job in &jobs {
         job.check(start)?;
     }
-    ctrlc::set_handler(|| {
-        if STOP.swap(true, Ordering::SeqCst) {
-            std::process::exit(130);
-        }
-        eprintln!("stopping after this step; Ctrl-C again to leave at once");
-    })?;
+    stop::on_ctrl_c()?;
 
     let mut outcomes = Vec::new();
     for (i, job) in jobs.iter().enumerate() {
@@ -291,7 +283,9 @@ impl Job<'_> {
             Start::Fresh if self.checkpoints()?.latest()?.is_some() => {
                 Err(QuickstartError::Unfinished(self.folder.clone()).into())
             }
-            Start::Resume => self.finished().map(|_| ()).map_err(Failure::from),
+            Start::Resume | Start::ResumeOrFresh => {
+                self.finished().map(|_| ()).map_err(Failure::from)
+            }
             Start::Fresh => Ok(()),
         }
     }
@@ -299,7 +293,7 @@ impl Job<'_> {
     /// Trains and evaluates, or reads what an earlier run has finished.
     fn run(&self, start: Start) -> Result<Outcome, Failure> {
         let finished = match start {
-            Start::Resume => self.finished()?,
+            Start::Resume | Start::ResumeOrFresh => self.finished()?,
             Start::Fresh => None,
         };
         if let Some(outcome) = finished {
@@ -394,7 +388,7 @@ impl Job<'_> {
             &self.recipe,
             self.train_set,
             &device,
-            Some((&checkpoints, Start::Resume)),
+            Some((&checkpoints, Start::ResumeOrFresh)),
             |progress| {
                 let figures = Figures {
                     loss: progress.loss,
@@ -405,7 +399,7 @@ impl Job<'_> {
                 if progress.step % steps == 0 {
                     bar.epoch(progress.epoch - 1, figures);
                 }
-                stop_requested()
+                stop::requested()
             },
         );
         bar.finish();
@@ -419,13 +413,9 @@ impl Job<'_> {
     fn evaluate(&self, victim: &Victim<'_>, set: &ImageSet, eps: f64) -> Result<Report, Failure> {
         let batches = set.batches(TEST_BATCH).map(|indices| set.batch(&indices, self.device));
         let threat = ThreatModel::linf(eps);
-        let report = evaluate(victim, &table_attack(), batches, &threat, |_| stop_requested())?;
+        let report = evaluate(victim, &table_attack(), batches, &threat, |_| stop::requested())?;
         if report.complete { Ok(report) } else { Err(QuickstartError::Stopped.into()) }
     }
-}
-
-fn stop_requested() -> ControlFlow<()> {
-    if STOP.load(Ordering::SeqCst) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
 }
 
 fn check_list<T: PartialEq + ToString>(

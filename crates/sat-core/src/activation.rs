@@ -19,13 +19,57 @@ use serde::{Deserialize, Serialize};
 ///
 /// The probe of arXiv 2006.14536 keeps ReLU in the forward pass and lets the gradient flow as if the
 /// activation were parametric softplus, in the attacker's pass, the optimizer's pass, or both.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+///
+/// As text, and in serde's formats: `own`, or the name of the curve such as `psoftplus:10`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub enum Gradient {
     /// The derivative of the activation itself.
     #[default]
     Own,
     /// The derivative of another curve.
     Of(Curve),
+}
+
+const OWN: &str = "own";
+
+impl fmt::Display for Gradient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Gradient::Own => f.write_str(OWN),
+            Gradient::Of(curve) => curve.fmt(f),
+        }
+    }
+}
+
+impl FromStr for Gradient {
+    type Err = ActivationError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == OWN {
+            return Ok(Gradient::Own);
+        }
+        match text.parse()? {
+            Function::Fixed(curve) => Ok(Gradient::Of(curve.validate()?)),
+            Function::Learnable(..) | Function::Burn(_) => {
+                Err(ActivationError::NotAGradient { name: text.into() })
+            }
+        }
+    }
+}
+
+impl From<Gradient> for String {
+    fn from(gradient: Gradient) -> Self {
+        gradient.to_string()
+    }
+}
+
+impl TryFrom<String> for Gradient {
+    type Error = ActivationError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
 }
 
 /// An activation whose parameters are learned with the weights.
@@ -430,12 +474,7 @@ impl FromStr for ActivationConfig {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (function, gradient) = match text.split_once('~') {
             None => (text, Gradient::Own),
-            Some((function, gradient)) => match gradient.parse()? {
-                Function::Fixed(curve) => (function, Gradient::Of(curve)),
-                Function::Learnable(..) | Function::Burn(_) => {
-                    return Err(ActivationError::NotAGradient { name: gradient.into() });
-                }
-            },
+            Some((function, gradient)) => (function, gradient.parse()?),
         };
         let config = Self { function: function.parse()?, gradient };
         config.validate().map(|()| config)
@@ -580,8 +619,14 @@ const CONTAINER: &str = "Struct:Activation";
 const PARAMETERS: &str = "parameters";
 
 thread_local! {
-    /// What [`replace_activations`] puts in, while it maps.
-    static REPLACEMENT: RefCell<Option<(ActivationConfig, Device)>> = const { RefCell::new(None) };
+    /// What is done to each activation, while [`replace_activations`] or [`replace_gradients`] maps.
+    static REPLACEMENT: RefCell<Option<Replacement>> = const { RefCell::new(None) };
+}
+
+#[derive(Clone)]
+enum Replacement {
+    Activation(ActivationConfig, Device),
+    Gradient(Gradient),
 }
 
 // By hand, not derived, so that `map` can exchange the activation: Burn's mappers see parameters
@@ -626,11 +671,10 @@ impl Module for Activation {
     }
 
     fn map<M: ModuleMapper>(self, mapper: &mut M) -> Self {
-        let replacement = REPLACEMENT.with_borrow(|replacement| {
-            replacement.as_ref().map(|(config, device)| config.init(device))
-        });
-        if let Some(replacement) = replacement {
-            return replacement;
+        match REPLACEMENT.with_borrow(Option::clone) {
+            None => {}
+            Some(Replacement::Activation(config, device)) => return config.init(&device),
+            Some(Replacement::Gradient(gradient)) => return self.with_gradient(gradient),
         }
         mapper.enter_module(PARAMETERS, CONTAINER);
         let parameters = Module::map(self.parameters, mapper);
@@ -679,6 +723,24 @@ impl ModuleDisplay for Activation {}
 ///
 /// If [`ActivationConfig::validate`] refuses the configuration.
 pub fn replace_activations<M: Module>(module: M, config: &ActivationConfig, device: &Device) -> M {
+    if let Err(error) = config.validate() {
+        panic!("{error}");
+    }
+    replace(module, Replacement::Activation(config.clone(), device.clone()))
+}
+
+/// Sets the gradient of every [`Activation`] in a module tree; values, parameters and weights stay.
+///
+/// This is how the attack inside a training sees another gradient than the optimizer.
+///
+/// # Panics
+///
+/// If [`ActivationConfig::validate`] refuses the gradient for one of the activations.
+pub fn replace_gradients<M: Module>(module: M, gradient: Gradient) -> M {
+    replace(module, Replacement::Gradient(gradient))
+}
+
+fn replace<M: Module>(module: M, replacement: Replacement) -> M {
     struct Keep;
     impl ModuleMapper for Keep {}
     /// Ends the replacement, also when mapping panics.
@@ -688,10 +750,7 @@ pub fn replace_activations<M: Module>(module: M, config: &ActivationConfig, devi
             REPLACEMENT.set(None);
         }
     }
-    if let Err(error) = config.validate() {
-        panic!("{error}");
-    }
-    REPLACEMENT.set(Some((config.clone(), device.clone())));
+    REPLACEMENT.set(Some(replacement));
     let _ended = Ended;
     module.map(&mut Keep)
 }

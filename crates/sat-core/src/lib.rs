@@ -53,7 +53,7 @@ mod value;
 
 pub use activation::{
     Activation, ActivationConfig, Function, Gradient, Learnable, SharedParameters, Sharing,
-    activation_parameters, replace_activations,
+    activation_parameters, replace_activations, replace_gradients,
 };
 pub use backend::{ActivationBackend, ConvBackend, NormBackend, Optional, Pair};
 pub use conv::{Conv2d, Conv2dConfig};

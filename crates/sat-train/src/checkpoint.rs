@@ -44,6 +44,12 @@ pub enum CheckpointError {
         /// What is wrong.
         reason: String,
     },
+    /// A training that is to be resumed was given a folder without checkpoints.
+    #[error("there is no checkpoint in {} to resume from; check the folder, or start afresh", path.display())]
+    Nothing {
+        /// The folder.
+        path: PathBuf,
+    },
     /// A training that is to start afresh was given a folder with checkpoints in it.
     #[error(
         "{} is there already; resume that training, clear the folder, or choose another",
@@ -75,9 +81,29 @@ pub enum CheckpointError {
 const STATE: &str = "state.json";
 const MODEL: &str = "model.bpk";
 const OPTIMIZER: &str = "optimizer.bpk";
+const AVERAGED: &str = "averaged.bpk";
 const PREFIX: &str = "checkpoint-";
 
-/// What a checkpoint holds beside the two tensor files.
+/// What goes into a checkpoint.
+pub(crate) struct Snapshot<'a, M> {
+    pub(crate) model: &'a M,
+    pub(crate) averaged: Option<&'a M>,
+    pub(crate) optimizer: &'a ModuleOptimizer,
+    pub(crate) recipe: &'a Recipe,
+    /// Images in the data set.
+    pub(crate) samples: usize,
+    pub(crate) progress: &'a Progress,
+}
+
+/// What comes out of one.
+pub(crate) struct Loaded<M> {
+    pub(crate) model: M,
+    pub(crate) averaged: Option<M>,
+    pub(crate) optimizer: ModuleOptimizer,
+    pub(crate) progress: Progress,
+}
+
+/// What a checkpoint holds beside the files of tensors.
 #[derive(Debug, Serialize, Deserialize)]
 struct State {
     recipe: Recipe,
@@ -85,6 +111,8 @@ struct State {
     progress: Progress,
     model_sha256: String,
     optimizer_sha256: String,
+    /// Of the averaged weights, if the recipe has them.
+    averaged_sha256: Option<String>,
 }
 
 impl Checkpoints {
@@ -99,6 +127,11 @@ impl Checkpoints {
             Ok(()) => Ok(Self { folder }),
             Err(source) => Err(CheckpointError::Write { path: folder, source }),
         }
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// The newest checkpoint, if there is one.
@@ -128,14 +161,8 @@ impl Checkpoints {
     }
 
     /// Writes a checkpoint and removes all older ones but the one before it.
-    pub(crate) fn save<M: Module>(
-        &self,
-        model: &M,
-        optimizer: &ModuleOptimizer,
-        recipe: &Recipe,
-        samples: usize,
-        progress: &Progress,
-    ) -> Result<(), CheckpointError> {
+    pub(crate) fn save<M: Module>(&self, snapshot: Snapshot<'_, M>) -> Result<(), CheckpointError> {
+        let Snapshot { model, averaged, optimizer, recipe, samples, progress } = snapshot;
         let path = self.folder.join(format!("{PREFIX}{:08}", progress.step));
         let failed = |path: &Path| {
             let path = path.to_owned();
@@ -162,12 +189,20 @@ impl Checkpoints {
         // `valid` folds in updates of BatchNorm's statistics that a record would not see yet.
         let weights = model.valid().into_record().into_bytes().map_err(refused(&path))?;
         let momenta = optimizer.into_bytes().map_err(refused(&path))?;
+        let averaged = match averaged {
+            Some(averaged) => {
+                let bytes = averaged.clone().into_record().into_bytes().map_err(refused(&path))?;
+                Some(write(AVERAGED, &bytes)?)
+            }
+            None => None,
+        };
         let state = State {
             recipe: recipe.clone(),
             samples,
             progress: progress.clone(),
             model_sha256: write(MODEL, &weights)?,
             optimizer_sha256: write(OPTIMIZER, &momenta)?,
+            averaged_sha256: averaged,
         };
         let text = serde_json::to_vec_pretty(&state)
             .map_err(|error| failed(&path)(io::Error::other(error)))?;
@@ -182,11 +217,11 @@ impl Checkpoints {
     /// Reads the newest checkpoint into a model of the same network.
     pub(crate) fn load<M: Module>(
         &self,
-        model: M,
+        model: &M,
         recipe: &Recipe,
         samples: usize,
         optimizer: impl FnOnce(&M) -> ModuleOptimizer,
-    ) -> Result<Option<(M, ModuleOptimizer, Progress)>, CheckpointError> {
+    ) -> Result<Option<Loaded<M>>, CheckpointError> {
         let Some(folder) = self.latest()? else {
             return Ok(None);
         };
@@ -215,16 +250,22 @@ impl Checkpoints {
                 reason: error.to_string(),
             }
         };
-        let weights = verified(MODEL, &state.model_sha256)?;
+        let weights = |name: &str, sum: &str, model: M| -> Result<M, CheckpointError> {
+            let bytes = burn::tensor::Bytes::from_bytes_vec(verified(name, sum)?);
+            let record = burn::store::ModuleRecord::from_bytes(bytes).map_err(misfit(name))?;
+            model.try_load_record(record).map_err(misfit(name))
+        };
+        // The averaged weights first: `valid` has memory of its own, the clone below shares it.
+        let averaged = match &state.averaged_sha256 {
+            Some(sum) => Some(weights(AVERAGED, sum, model.valid())?),
+            None => None,
+        };
+        let model = weights(MODEL, &state.model_sha256, model.clone().train())?;
         let momenta = verified(OPTIMIZER, &state.optimizer_sha256)?;
-        let record =
-            burn::store::ModuleRecord::from_bytes(burn::tensor::Bytes::from_bytes_vec(weights))
-                .map_err(misfit(MODEL))?;
-        let model = model.train().try_load_record(record).map_err(misfit(MODEL))?;
         let optimizer = optimizer(&model)
             .from_bytes(burn::tensor::Bytes::from_bytes_vec(momenta))
             .map_err(misfit(OPTIMIZER))?;
-        Ok(Some((model, optimizer, state.progress)))
+        Ok(Some(Loaded { model, averaged, optimizer, progress: state.progress }))
     }
 
     /// Removes all checkpoints, once their run has ended and its result is kept elsewhere.

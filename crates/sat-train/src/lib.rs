@@ -37,16 +37,26 @@
 
 pub mod data;
 
+mod average;
 mod checkpoint;
 mod normalized;
+mod objective;
 mod recipe;
 mod schedule;
 mod step;
 mod train;
+mod units;
+mod watch;
 
+pub use average::WeightAverage;
 pub use checkpoint::{CheckpointError, Checkpoints};
 pub use normalized::{NormalizationError, Normalized};
-pub use recipe::{Recipe, RecipeError, TrainingAttack};
+pub use objective::{Objective, Perturbation, mart_loss, smoothed_cross_entropy, trades_loss};
+pub use recipe::{
+    AttackStart, Decayed, MomentumForm, Recipe, RecipeError, RecipeFileError, TrainingAttack,
+};
 pub use schedule::Schedule;
-pub use step::{AdversarialStep, StepOutput, optimizer, smoothed_cross_entropy};
+pub use step::{AdversarialStep, StepOutput, optimizer};
 pub use train::{EpochSummary, Progress, Start, TrainError, Trained, train};
+pub use units::{EpsError, parse_eps};
+pub use watch::{HeldOut, LearnedParameters, learned_parameters};

@@ -30,6 +30,14 @@ pub enum Schedule {
         /// Where the peak lies, as a fraction of the training, in (0, 1).
         peak: f64,
     },
+    /// Linear warm-up, then half a cosine from the rate down to 0 at the end of training
+    /// (Loshchilov and Hutter 2017, arXiv 1608.03983).
+    WarmupCosine {
+        /// The rate after warm-up.
+        lr: f64,
+        /// Epochs of linear growth from near 0.
+        warmup_epochs: f64,
+    },
 }
 
 impl Default for Schedule {
@@ -53,6 +61,13 @@ impl Schedule {
                 let height = if at < *peak { at / peak } else { (1.0 - at) / (1.0 - peak) };
                 lr * height.max(0.0)
             }
+            Schedule::WarmupCosine { lr, warmup_epochs, .. } if epoch < *warmup_epochs => {
+                lr * epoch / warmup_epochs
+            }
+            Schedule::WarmupCosine { lr, warmup_epochs } => {
+                let at = (epoch - warmup_epochs) / (epochs - warmup_epochs);
+                lr * 0.5 * (1.0 + (std::f64::consts::PI * at.min(1.0)).cos())
+            }
         }
     }
 
@@ -61,7 +76,8 @@ impl Schedule {
         let rate = match self {
             Schedule::Constant { lr }
             | Schedule::WarmupStep { lr, .. }
-            | Schedule::Cyclic { lr, .. } => *lr,
+            | Schedule::Cyclic { lr, .. }
+            | Schedule::WarmupCosine { lr, .. } => *lr,
         };
         check(rate.is_finite() && rate > 0.0, "schedule.lr", rate, "finite and above 0")?;
         match self {
@@ -79,6 +95,11 @@ impl Schedule {
             }
             Schedule::Cyclic { peak, .. } => {
                 check(*peak > 0.0 && *peak < 1.0, "schedule.peak", *peak, "in (0, 1)")
+            }
+            Schedule::WarmupCosine { warmup_epochs, .. } => {
+                let warmup = *warmup_epochs;
+                let valid = warmup.is_finite() && warmup >= 0.0;
+                check(valid, "schedule.warmup_epochs", warmup, "finite and at least 0")
             }
         }
     }
@@ -121,6 +142,24 @@ mod tests {
         close(4.0, 0.2);
         close(7.0, 0.1);
         close(10.0, 0.0);
+    }
+
+    #[test]
+    fn a_cosine_warms_up_and_falls_to_zero() {
+        let schedule = Schedule::WarmupCosine { lr: 0.2, warmup_epochs: 2.0 };
+        let close = |epoch: f64, want: f64| {
+            let got = schedule.lr(epoch, 10.0);
+            assert!((got - want).abs() < 1e-12, "epoch {epoch}: {got}, not {want}");
+        };
+        close(0.0, 0.0);
+        close(1.0, 0.1);
+        close(2.0, 0.2);
+        close(4.0, 0.1 + 0.1 * std::f64::consts::FRAC_1_SQRT_2);
+        close(6.0, 0.1);
+        close(10.0, 0.0);
+        // All warm-up and no cosine.
+        let schedule = Schedule::WarmupCosine { lr: 0.2, warmup_epochs: 10.0 };
+        assert!((schedule.lr(9.0, 10.0) - 0.18).abs() < 1e-12);
     }
 
     #[test]

@@ -1,39 +1,63 @@
-use crate::recipe::{Recipe, TrainingAttack};
-use burn::{
-    module::{Module, ModuleVisitor, Param, ParamGroup, ParamId},
-    optim::{
-        GradientsParams, ModuleOptimizer, SgdConfig, decay::WeightDecayConfig,
-        momentum::MomentumConfig,
+use crate::{
+    objective::{
+        Objective, Perturbation, divergences, mart_loss, smoothed_cross_entropy, trades_loss,
     },
-    tensor::{Device, Int, Tensor, TensorData, activation::log_softmax},
+    recipe::{AttackStart, Decayed, MomentumForm, Recipe, TrainingAttack},
 };
-use sat_attack::{Attack, AttackError, Classifier, Goal, Pgd, ThreatModel, Victim};
+use burn::{
+    module::{Module, ModuleMapper, ModuleVisitor, Param, ParamGroup, ParamId},
+    optim::{
+        GradientsAccumulator, GradientsParams, ModuleOptimizer, SgdConfig,
+        decay::WeightDecayConfig, momentum::MomentumConfig,
+    },
+    tensor::{Device, GradientCheckpointingStrategy, Tensor, TensorData},
+};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rand_distr::StandardNormal;
+use sat_attack::{Attack, AttackError, Classifier, Goal, Loss, Victim};
+use sat_core::{activation_parameters, replace_gradients};
+use std::collections::HashSet;
 
 /// One step of adversarial training, for loops of one's own; [`train`](crate::train) is built on it.
 ///
 /// The attack sees a frozen copy of the model: BatchNorm in inference mode with untouched
-/// statistics, and no weight gradients. Then the model is trained on the adversarial images alone, in
-/// training mode.
+/// statistics, and no weight gradients. Then the model is trained, in training mode, on the adversarial
+/// images, alone or beside the clean ones, as the objective says.
 #[derive(Clone, Debug)]
 pub struct AdversarialStep {
-    attack: Option<(Pgd, ThreatModel)>,
+    attack: Option<TrainingAttack>,
+    seed: u64,
+    objective: Objective,
     label_smoothing: f64,
+    perturbation: Option<Perturbation>,
+    parts: usize,
+    clip_norm: Option<f64>,
 }
 
 /// What a step reports. The tensors are off the graph and still on the device.
 #[derive(Clone, Debug)]
 pub struct StepOutput {
-    /// The mean loss on the adversarial images, `[1]`.
+    /// The mean loss, `[1]`.
     pub loss: Tensor<1>,
     /// The logits of the adversarial images in training mode, `[n, classes]`.
     pub logits: Tensor<2>,
+    /// The adversarial images, `[n, c, h, w]`.
+    pub adversarial: Tensor<4>,
 }
 
 impl AdversarialStep {
     /// The step of a recipe.
     pub fn new(recipe: &Recipe) -> Self {
-        let attack = |attack: &TrainingAttack| (attack.attack(recipe.seed), attack.threat());
-        Self { attack: recipe.attack.as_ref().map(attack), label_smoothing: recipe.label_smoothing }
+        Self {
+            attack: recipe.attack.clone(),
+            seed: recipe.seed,
+            objective: recipe.objective,
+            label_smoothing: recipe.label_smoothing,
+            perturbation: recipe.weight_perturbation,
+            parts: recipe.parts,
+            clip_norm: recipe.clip_norm,
+        }
     }
 
     /// Attacks the images and updates the model on the result.
@@ -45,6 +69,10 @@ impl AdversarialStep {
     /// # Errors
     ///
     /// Any [`AttackError`]; the model is then lost, so keep a checkpoint.
+    ///
+    /// # Panics
+    ///
+    /// As [`gradients`](Self::gradients).
     pub fn run<M: Module + Classifier>(
         &self,
         model: M,
@@ -54,67 +82,281 @@ impl AdversarialStep {
         labels: &[usize],
         first: u64,
     ) -> Result<(M, StepOutput), AttackError> {
-        let strategy = images.gradient_checkpointing_strategy();
-        let images = match &self.attack {
-            None => images,
-            Some((attack, threat)) => {
-                let goal = Goal::untargeted(labels).numbered_from(first);
-                attack.perturb(&Victim::new(&model), images, goal, threat)?
-            }
-        };
-        let images = images.without_autodiff().autodiff();
-        let images = match strategy {
-            Some(strategy) => images.with_gradient_checkpointing_strategy(strategy),
-            None => images,
-        };
-        let logits = model.logits(images);
-        let loss = smoothed_cross_entropy(logits.clone(), labels, self.label_smoothing);
-        let output = StepOutput { loss: loss.clone().inner(), logits: logits.inner() };
-        let gradients = GradientsParams::from_grads(loss.backward(), &model);
+        let (gradients, output) = self.gradients(&model, images, labels, first)?;
         Ok((optimizer.step(lr, model, gradients), output))
     }
-}
 
-/// The mean over the batch of -sum_k q_k ln p_k, where p is the softmax of the logits and q puts
-/// 1 - smoothing on the label and spreads `smoothing` over all classes evenly, as PyTorch does.
-///
-/// `logits` `[n, classes]`, one label a row; the result is `[1]`.
-///
-/// # Panics
-///
-/// If the number of labels is not n, or a label is not below the number of classes.
-pub fn smoothed_cross_entropy(logits: Tensor<2>, labels: &[usize], smoothing: f64) -> Tensor<1> {
-    let [rows, classes] = logits.dims();
-    assert_eq!(rows, labels.len(), "one label a row of logits");
-    if let Some(label) = labels.iter().find(|label| **label >= classes) {
-        panic!("label {label} with {classes} classes");
+    /// Attacks the images and takes the gradient of the weights, clipped if the recipe says so; moves
+    /// BatchNorm's statistics, but no weights.
+    ///
+    /// # Errors
+    ///
+    /// Any [`AttackError`].
+    ///
+    /// # Panics
+    ///
+    /// If there is not one label an image, a label is not below the number of classes, the number of
+    /// images is no multiple of the recipe's `parts`, or the attack's gradient curve is not for one
+    /// of the model's activations.
+    pub fn gradients<M: Module + Classifier>(
+        &self,
+        model: &M,
+        images: Tensor<4>,
+        labels: &[usize],
+        first: u64,
+    ) -> Result<(GradientsParams, StepOutput), AttackError> {
+        let [count, ..] = images.dims();
+        assert_eq!(count, labels.len(), "one label an image");
+        assert!(count.is_multiple_of(self.parts), "{count} images in {} parts", self.parts);
+        let size = count / self.parts;
+        let mut sum = GradientsAccumulator::new();
+        let mut outputs = Vec::with_capacity(self.parts);
+        for part in 0..self.parts {
+            let rows = part * size..(part + 1) * size;
+            let images = images.clone().slice([rows.clone()]);
+            let first = first + rows.start as u64;
+            let (gradients, output) = self.of_part(model, images, &labels[rows], first)?;
+            sum.accumulate(model, gradients);
+            outputs.push(output);
+        }
+        let mut gradients = sum.grads();
+        if self.parts > 1 {
+            let share = Tensor::full([1], 1.0 / self.parts as f64, &outputs[0].loss.device());
+            scale(&mut gradients, model, &share);
+        }
+        if let Some(largest) = self.clip_norm {
+            clip(&mut gradients, model, largest);
+        }
+        let output = StepOutput {
+            loss: Tensor::cat(outputs.iter().map(|part| part.loss.clone()).collect(), 0).mean(),
+            logits: Tensor::cat(outputs.iter().map(|part| part.logits.clone()).collect(), 0),
+            adversarial: Tensor::cat(outputs.into_iter().map(|part| part.adversarial).collect(), 0),
+        };
+        Ok((gradients, output))
     }
-    let log_p = log_softmax(logits, 1);
-    // Labels count classes, far below i64::MAX.
-    let labels: Vec<i64> = labels.iter().map(|label| *label as i64).collect();
-    let device = log_p.device().without_autodiff();
-    let labels = Tensor::<2, Int>::from_data(TensorData::new(labels, [rows, 1]), &device);
-    let of_label = log_p.clone().gather(1, labels).mean();
-    (of_label * (1.0 - smoothing) + log_p.mean() * smoothing).neg()
+
+    /// The adversarial images of a training batch, without autodiff; the images themselves without an
+    /// attack. Arguments, errors and panics as in [`run`](Self::run).
+    ///
+    /// # Errors
+    ///
+    /// Any [`AttackError`].
+    pub fn perturb<M: Module + Classifier>(
+        &self,
+        model: &M,
+        images: Tensor<4>,
+        labels: &[usize],
+        first: u64,
+    ) -> Result<Tensor<4>, AttackError> {
+        let images = images.without_autodiff();
+        let Some(attack) = &self.attack else {
+            return Ok(images);
+        };
+        let victim = match attack.gradient {
+            None => Victim::new(model),
+            Some(gradient) => {
+                let model = replace_gradients(model.valid(), gradient);
+                Victim::from_fn(move |images| model.logits(images))
+            }
+        };
+        let loss = match self.objective {
+            Objective::Adversarial | Objective::Mart { .. } => Loss::CrossEntropy,
+            Objective::Trades { .. } => {
+                let clean = victim.logits(images.clone())?;
+                Loss::custom("divergence", move |logits, _| {
+                    divergences(clean.clone().cast(logits.dtype()), logits).squeeze_dim(1)
+                })
+            }
+        };
+        let goal = Goal::untargeted(labels).numbered_from(first);
+        let threat = attack.threat();
+        if let Some(n_fgsm) = attack.n_fgsm(self.seed, loss.clone()) {
+            return n_fgsm.perturb(&victim, images, goal, &threat);
+        }
+        let mut pgd = attack.pgd(self.seed, loss);
+        if let AttackStart::Normal { std } = attack.start {
+            let noise = normal_noise(&images, self.seed, first);
+            pgd = pgd.start_from(images.clone() + noise * std);
+        }
+        pgd.perturb(&victim, images, goal, &threat)
+    }
+
+    fn of_part<M: Module + Classifier>(
+        &self,
+        model: &M,
+        images: Tensor<4>,
+        labels: &[usize],
+        first: u64,
+    ) -> Result<(GradientsParams, StepOutput), AttackError> {
+        let strategy = images.gradient_checkpointing_strategy();
+        let images = images.without_autodiff();
+        let adversarial = self.perturb(model, images.clone(), labels, first)?;
+        let perturbed = self.perturbation.map(|perturbation| {
+            // Statistics of its own: this pass must not move the model's.
+            let proxy = model.valid().train();
+            let (loss, _) = self.loss(&proxy, &images, &adversarial, labels, None);
+            let gradients = GradientsParams::from_grads(loss.backward(), &proxy);
+            model.clone().map(&mut Perturb { gradients, gamma: perturbation.gamma })
+        });
+        let model = perturbed.as_ref().unwrap_or(model);
+        let (loss, logits) = self.loss(model, &images, &adversarial, labels, strategy);
+        let output = StepOutput { loss: loss.clone().inner(), logits: logits.inner(), adversarial };
+        Ok((GradientsParams::from_grads(loss.backward(), model), output))
+    }
+
+    /// The objective, and the logits of the adversarial images.
+    fn loss<M: Module + Classifier>(
+        &self,
+        model: &M,
+        images: &Tensor<4>,
+        adversarial: &Tensor<4>,
+        labels: &[usize],
+        strategy: Option<GradientCheckpointingStrategy>,
+    ) -> (Tensor<1>, Tensor<2>) {
+        let logits = |images: &Tensor<4>| model.logits(tracked(images.clone(), strategy));
+        let smoothing = self.label_smoothing;
+        match self.objective {
+            Objective::Adversarial => {
+                let logits = logits(adversarial);
+                (smoothed_cross_entropy(logits.clone(), labels, smoothing), logits)
+            }
+            Objective::Trades { beta } => {
+                let (clean, logits) = (logits(images), logits(adversarial));
+                (trades_loss(clean, logits.clone(), labels, beta, smoothing), logits)
+            }
+            Objective::Mart { beta } => {
+                let (clean, logits) = (logits(images), logits(adversarial));
+                (mart_loss(clean, logits.clone(), labels, beta, smoothing), logits)
+            }
+        }
+    }
 }
 
-/// SGD as the recipe says: Nesterov momentum without dampening, and a weight decay that spares
-/// parameters of one axis, which are normalisation gains and offsets, biases, and activation
-/// parameters.
+/// On the autodiff device, with the checkpointing strategy of the training.
+fn tracked<const D: usize>(
+    tensor: Tensor<D>,
+    strategy: Option<GradientCheckpointingStrategy>,
+) -> Tensor<D> {
+    match strategy {
+        Some(strategy) => tensor.autodiff().with_gradient_checkpointing_strategy(strategy),
+        None => tensor.autodiff(),
+    }
+}
+
+/// Standard normal noise, one stream a sample.
+fn normal_noise(images: &Tensor<4>, seed: u64, first: u64) -> Tensor<4> {
+    let shape = images.dims();
+    let size = shape[1] * shape[2] * shape[3];
+    let mut values: Vec<f32> = Vec::with_capacity(shape[0] * size);
+    for sample in (first..).take(shape[0]) {
+        let mut key = [0; 32];
+        // "start" tells these streams from those of order and augmentation.
+        let purpose = u64::from_le_bytes(*b"start\0\0\0");
+        for (bytes, word) in key.chunks_exact_mut(8).zip([seed, sample, purpose, 0]) {
+            bytes.copy_from_slice(&word.to_le_bytes());
+        }
+        let mut rng = ChaCha8Rng::from_seed(key);
+        values.extend((0..size).map(|_| rng.sample::<f32, _>(StandardNormal)));
+    }
+    Tensor::from_data(TensorData::new(values, shape), (&images.device(), images.dtype()))
+}
+
+/// Moves each weight of more than one axis by gamma |w| g / |g|.
+struct Perturb {
+    gradients: GradientsParams,
+    gamma: f64,
+}
+
+impl ModuleMapper for Perturb {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let gradient = self.gradients.get::<D>(param.id).filter(|_| D > 1);
+        let Some(gradient) = gradient else {
+            return param;
+        };
+        param.map(|weight| {
+            let strategy = weight.gradient_checkpointing_strategy();
+            let weight = weight.inner();
+            let norm = |x: &Tensor<D>| x.clone().square().sum().sqrt();
+            // The official code's guard against a gradient of zero.
+            let ratio = norm(&weight) / (norm(&gradient) + 1e-20) * self.gamma;
+            let moved = weight + gradient * ratio.reshape([1; D]);
+            tracked(moved, strategy).require_grad()
+        })
+    }
+}
+
+/// Multiplies each gradient by a factor `[1]`.
+fn scale<M: Module>(gradients: &mut GradientsParams, model: &M, factor: &Tensor<1>) {
+    struct Scale<'a> {
+        gradients: &'a mut GradientsParams,
+        factor: &'a Tensor<1>,
+        seen: HashSet<ParamId>,
+    }
+    impl ModuleVisitor for Scale<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            // A parameter that is used in two places has one gradient.
+            if self.seen.insert(param.id)
+                && let Some(gradient) = self.gradients.remove::<D>(param.id)
+            {
+                let factor = self.factor.clone().reshape([1; D]);
+                self.gradients.register(param.id, gradient * factor);
+            }
+        }
+    }
+    model.visit(&mut Scale { gradients, factor, seen: HashSet::new() });
+}
+
+/// Scales all gradients by min(1, largest/(norm + 1e-6)), where the norm is that of all of them
+/// together, as `torch.nn.utils.clip_grad_norm_` does.
+fn clip<M: Module>(gradients: &mut GradientsParams, model: &M, largest: f64) {
+    struct Squares<'a> {
+        gradients: &'a GradientsParams,
+        sum: Option<Tensor<1>>,
+        seen: HashSet<ParamId>,
+    }
+    impl ModuleVisitor for Squares<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if self.seen.insert(param.id)
+                && let Some(gradient) = self.gradients.get::<D>(param.id)
+            {
+                let square = gradient.square().sum();
+                self.sum = Some(match self.sum.take() {
+                    Some(sum) => sum + square,
+                    None => square,
+                });
+            }
+        }
+    }
+    let mut squares = Squares { gradients, sum: None, seen: HashSet::new() };
+    model.visit(&mut squares);
+    if let Some(sum) = squares.sum {
+        let factor = (sum.sqrt() + 1e-6).recip() * largest;
+        scale(gradients, model, &factor.clamp_max(1.0));
+    }
+}
+
+/// SGD as the recipe says: momentum without dampening, and weight decay for the parameters that the
+/// recipe names.
 ///
 /// The groups hold the identities of the parameters: build the optimizer after weights were loaded.
 pub fn optimizer<M: Module>(recipe: &Recipe, model: &M) -> ModuleOptimizer {
     let momentum = MomentumConfig::new()
         .with_momentum(recipe.momentum)
         .with_dampening(0.0)
-        .with_nesterov(true);
+        .with_nesterov(recipe.momentum_form == MomentumForm::Nesterov);
     let plain = SgdConfig::new().with_momentum(Some(momentum));
     let decay = WeightDecayConfig::new(recipe.weight_decay as f32);
     let decayed = plain.clone().with_weight_decay(Some(decay));
-    ModuleOptimizer::from(decayed.build()).with_group(one_axis(model), plain.build(), None)
+    let spared = match recipe.decayed {
+        Decayed::Weights => one_axis(model),
+        Decayed::AllButActivations => activation_parameters(model),
+        Decayed::All => Vec::new(),
+    };
+    let spared = ParamGroup::from_ids(spared);
+    ModuleOptimizer::from(decayed.build()).with_group(spared, plain.build(), None)
 }
 
-fn one_axis<M: Module>(model: &M) -> ParamGroup {
+fn one_axis<M: Module>(model: &M) -> Vec<ParamId> {
     struct OneAxis(Vec<ParamId>);
     impl ModuleVisitor for OneAxis {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
@@ -125,7 +367,7 @@ fn one_axis<M: Module>(model: &M) -> ParamGroup {
     }
     let mut found = OneAxis(Vec::new());
     model.visit(&mut found);
-    ParamGroup::from_ids(found.0)
+    found.0
 }
 
 /// How many rows of logits `[n, classes]` have their largest value at the label.

@@ -1,8 +1,10 @@
 use crate::{
-    checkpoint::{CheckpointError, Checkpoints},
+    average::WeightAverage,
+    checkpoint::{CheckpointError, Checkpoints, Loaded, Snapshot},
     data::ImageSet,
     recipe::{Recipe, RecipeError},
     step::{AdversarialStep, correct, optimizer, training_device},
+    watch::{HeldOut, LearnedParameters, learned_parameters},
 };
 use burn::{
     module::{Module, ModuleVisitor, Param},
@@ -10,7 +12,7 @@ use burn::{
 };
 use sat_attack::{AttackError, Classifier, Victim};
 use serde::{Deserialize, Serialize};
-use std::{ops::ControlFlow, time::Instant};
+use std::{borrow::Cow, ops::ControlFlow, time::Instant};
 
 /// Clean accuracy is measured on every so many batches, to cost a few per cent of the time.
 const CLEAN_EVERY: usize = 8;
@@ -53,6 +55,10 @@ pub struct EpochSummary {
     pub clean_accuracy: f64,
     /// Running accuracy on adversarial training images.
     pub robust_accuracy: f64,
+    /// The images that were held out, under attack, if the recipe holds any out.
+    pub held_out: Option<HeldOut>,
+    /// What the activations have learned; nothing where they have no parameters.
+    pub learned: Vec<LearnedParameters>,
 }
 
 /// Where a training starts.
@@ -60,8 +66,10 @@ pub struct EpochSummary {
 pub enum Start {
     /// From the model as it is given; the folder must hold no checkpoints.
     Fresh,
-    /// From the newest checkpoint, or from the model if there is none.
+    /// From the newest checkpoint; the folder must hold one.
     Resume,
+    /// From the newest checkpoint, or from the model if there is none.
+    ResumeOrFresh,
 }
 
 /// A trained model, or one whose training was stopped.
@@ -69,8 +77,18 @@ pub enum Start {
 pub struct Trained<M> {
     /// The model, still on the autodiff device; `valid()` gives the one for evaluation.
     pub model: M,
+    /// The moving average of its weights, in the form for evaluation, if the recipe has one.
+    pub averaged: Option<M>,
     /// How far it came.
     pub progress: Progress,
+}
+
+impl<M: Module> Trained<M> {
+    /// The result of the training, in the form for evaluation: the averaged weights if there are any,
+    /// else those of the last step.
+    pub fn result(&self) -> M {
+        self.averaged.clone().unwrap_or_else(|| self.model.valid())
+    }
 }
 
 impl<M> Trained<M> {
@@ -88,9 +106,11 @@ pub enum TrainError {
     #[error(transparent)]
     Recipe(#[from] RecipeError),
     /// The data set is smaller than one batch.
-    #[error("{samples} training images do not fill one batch of {batch_size}; lower `batch_size`")]
+    #[error(
+        "{samples} training images do not fill one batch of {batch_size}; lower `batch_size` or `hold_out`"
+    )]
     TooFewSamples {
-        /// Images in the data set.
+        /// Images to train on: those of the data set that are not held out.
         samples: usize,
         /// Images a batch.
         batch_size: usize,
@@ -154,6 +174,8 @@ pub fn train<M: Module + Classifier>(
     mut observe: impl FnMut(&Progress) -> ControlFlow<()>,
 ) -> Result<Trained<M>, TrainError> {
     recipe.validate()?;
+    let samples = data.len();
+    let (data, held_out) = hold_out(data, recipe);
     let batch_size = recipe.batch_size;
     let per_epoch = data.len() / batch_size;
     if per_epoch == 0 {
@@ -162,8 +184,8 @@ pub fn train<M: Module + Classifier>(
     let device = training_device(device);
     let step = AdversarialStep::new(recipe);
     let resumed = match checkpoints {
-        Some((checkpoints, Start::Resume)) => {
-            checkpoints.load(model.clone(), recipe, data.len(), |model| optimizer(recipe, model))?
+        Some((checkpoints, Start::Resume | Start::ResumeOrFresh)) => {
+            checkpoints.load(&model, recipe, samples, |model| optimizer(recipe, model))?
         }
         Some((checkpoints, Start::Fresh)) => match checkpoints.latest()? {
             Some(path) => return Err(CheckpointError::Occupied { path }.into()),
@@ -171,9 +193,17 @@ pub fn train<M: Module + Classifier>(
         },
         None => None,
     };
-    let (mut model, mut optimizer, mut progress) = resumed.unwrap_or_else(|| {
-        let optimizer = optimizer(recipe, &model);
-        (model, optimizer, Progress::default())
+    if let (None, Some((checkpoints, Start::Resume))) = (&resumed, checkpoints) {
+        return Err(CheckpointError::Nothing { path: checkpoints.folder().to_owned() }.into());
+    }
+    let Loaded { mut model, mut optimizer, averaged, mut progress } =
+        resumed.unwrap_or_else(|| {
+            let optimizer = optimizer(recipe, &model);
+            Loaded { averaged: None, optimizer, progress: Progress::default(), model }
+        });
+    let mut average = recipe.average.map(|decay| match averaged {
+        Some(averaged) => WeightAverage::resume(averaged, decay, progress.step),
+        None => WeightAverage::new(&model, decay),
     });
     progress.steps = per_epoch * recipe.epochs;
     progress.epochs = recipe.epochs;
@@ -207,6 +237,7 @@ pub fn train<M: Module + Classifier>(
             .run(model, &mut optimizer, progress.lr, images, &labels, seen)
             .map_err(attack_failed)?;
         model = updated;
+        average = average.map(|average| average.update(&model));
         let loss = f64::from(output.loss.into_scalar::<f32>());
         if !loss.is_finite() {
             return Err(TrainError::Diverged { step: number, loss });
@@ -219,29 +250,61 @@ pub fn train<M: Module + Classifier>(
         progress.epoch = epoch + 1;
 
         let epoch_ends = batch + 1 == per_epoch;
+        // The last update before the model is kept or given back: no loss would show what it did.
+        if epoch_ends && !is_finite(&model) {
+            return Err(TrainError::NonFiniteWeights { step: number });
+        }
         if epoch_ends {
+            let watched = match (&held_out, &recipe.attack) {
+                (Some(held_out), Some(attack)) => Some(
+                    HeldOut::measure(&model, held_out, attack, batch_size)
+                        .map_err(attack_failed)?,
+                ),
+                _ => None,
+            };
             progress.history.push(EpochSummary {
                 epoch: progress.epoch,
                 loss: progress.loss,
                 clean_accuracy: progress.clean_accuracy,
                 robust_accuracy: progress.robust_accuracy,
+                held_out: watched,
+                learned: learned_parameters(&model),
             });
         }
         let stopped = observe(&progress).is_break();
-        // The last update before the model is kept or given back: no loss would show what it did.
-        if (epoch_ends || stopped) && !is_finite(&model) {
+        if stopped && !epoch_ends && !is_finite(&model) {
             return Err(TrainError::NonFiniteWeights { step: number });
         }
         if let Some((checkpoints, _)) = checkpoints
             && (epoch_ends || stopped)
         {
-            checkpoints.save(&model, &optimizer, recipe, data.len(), &progress)?;
+            checkpoints.save(Snapshot {
+                model: &model,
+                averaged: average.as_ref().map(WeightAverage::model),
+                optimizer: &optimizer,
+                recipe,
+                samples,
+                progress: &progress,
+            })?;
         }
         if stopped {
             break;
         }
     }
-    Ok(Trained { model, progress })
+    Ok(Trained { model, averaged: average.map(WeightAverage::into_model), progress })
+}
+
+/// The images to train on, and those to watch.
+fn hold_out<'a>(data: &'a ImageSet, recipe: &Recipe) -> (Cow<'a, ImageSet>, Option<ImageSet>) {
+    if recipe.hold_out == 0 {
+        return (Cow::Borrowed(data), None);
+    }
+    // Drawn, since files are often sorted by class. No epoch has this number.
+    let mut order = data.shuffled(recipe.seed, u64::MAX);
+    let mut rest = order.split_off(recipe.hold_out.min(data.len()));
+    order.sort_unstable();
+    rest.sort_unstable();
+    (Cow::Owned(data.subset(&rest)), Some(data.subset(&order)))
 }
 
 /// Whether every floating-point parameter and statistic is a finite number.

@@ -8,11 +8,13 @@ use burn::{
     optim::GradientsParams,
     tensor::{Device, Tensor, TensorData},
 };
-use sat_attack::{Attack, Goal, Victim};
+use sat_attack::{Attack, Goal, Norm, Pgd, RandomStart, Victim};
 use sat_models::{ResNet, ResNetConfig, StageConfig, StemConfig};
 use sat_train::{
-    AdversarialStep, CheckpointError, Checkpoints, Normalized, Progress, Recipe, Schedule, Start,
-    TrainError, TrainingAttack, data::ImageSet, optimizer, smoothed_cross_entropy, train,
+    AdversarialStep, AttackStart, CheckpointError, Checkpoints, Decayed, MomentumForm, Normalized,
+    Objective, Perturbation, Progress, Recipe, RecipeFileError, Schedule, Start, TrainError,
+    TrainingAttack, WeightAverage, data::ImageSet, learned_parameters, mart_loss, optimizer,
+    smoothed_cross_entropy, trades_loss, train,
 };
 use std::{fs, ops::ControlFlow};
 
@@ -165,7 +167,11 @@ fn the_statistics_come_from_the_adversarial_batch_alone() {
 
     let before = model();
     let goal = Goal::untargeted(labels.clone()).numbered_from(40);
-    let pgd = attack.attack(recipe.seed);
+    let pgd = Pgd::default()
+        .steps(1)
+        .relative_step_size(1.0)
+        .random_start(RandomStart::WithProbability(0.8))
+        .seed(recipe.seed);
     let adversarial =
         pgd.perturb(&Victim::new(&before), batch.clone(), goal, &attack.threat()).unwrap();
     sat_attack::Classifier::logits(&before, adversarial.autodiff());
@@ -293,7 +299,27 @@ fn bad_recipes_are_named() {
     assert_eq!(field_of(TrainingAttack { steps: 0, ..default() }), "attack.steps");
     let step_size = Some(0.0);
     assert_eq!(field_of(TrainingAttack { step_size, ..default() }), "attack.step_size");
-    assert_eq!(field_of(TrainingAttack { random_start: 1.1, ..default() }), "attack.random_start");
+    let start = AttackStart::Uniform { probability: 1.1 };
+    assert_eq!(field_of(TrainingAttack { start, ..default() }), "attack.start.probability");
+    let start = AttackStart::Normal { std: 0.0 };
+    assert_eq!(field_of(TrainingAttack { start, ..default() }), "attack.start.std");
+    let start = AttackStart::NFgsm { spread: 2.0 };
+    assert_eq!(field_of(TrainingAttack { start, steps: 2, ..default() }), "attack.steps");
+    let norm = Norm::L2;
+    assert_eq!(field_of(TrainingAttack { start, norm, ..default() }), "attack.start.spread");
+    let step_size = Some(0.01);
+    assert_eq!(field_of(TrainingAttack { start, step_size, ..default() }), "attack.step_size");
+    assert_eq!(field(Recipe { parts: 3, ..recipe() }), "parts");
+    assert_eq!(field(Recipe { clip_norm: Some(0.0), ..recipe() }), "clip_norm");
+    assert_eq!(field(Recipe { average: Some(1.0), ..recipe() }), "average");
+    assert_eq!(field(Recipe { hold_out: 4, attack: None, ..recipe() }), "hold_out");
+    let weight_perturbation = Some(Perturbation { gamma: 0.0 });
+    assert_eq!(field(Recipe { weight_perturbation, ..recipe() }), "weight_perturbation.gamma");
+    // From the clean image the gradient of TRADES is zero.
+    let objective = Objective::Trades { beta: 6.0 };
+    assert_eq!(field(Recipe { objective, ..recipe() }), "objective.beta");
+    let objective = Objective::Mart { beta: 6.0 };
+    assert_eq!(field(Recipe { objective, attack: None, ..recipe() }), "objective.beta");
     let bad = Recipe { epochs: 0, ..recipe() };
     let error = train(model(), &bad, &images(40), &device(), None, go_on).unwrap_err();
     assert!(matches!(error, TrainError::Recipe(_)), "{error}");
@@ -385,7 +411,7 @@ fn a_checkpoint_that_cannot_be_written_leaves_the_one_before() {
     let checkpoints = Checkpoints::open(folder.path()).unwrap();
     // A file where a checkpoint must be.
     fs::write(folder.path().join("checkpoint-00000010"), "in the way").unwrap();
-    let place = Some((&checkpoints, Start::Resume));
+    let place = Some((&checkpoints, Start::ResumeOrFresh));
     let error = train(model(), &recipe(), &data, &device(), place, go_on).unwrap_err();
     assert!(matches!(error, TrainError::Checkpoint(CheckpointError::Read { .. })), "{error}");
     fs::remove_file(folder.path().join("checkpoint-00000010")).unwrap();
@@ -404,4 +430,235 @@ fn a_checkpoint_that_cannot_be_written_leaves_the_one_before() {
     fs::remove_file(folder.path().join("checkpoint-00000010")).unwrap();
     let resumed = train(model(), &recipe(), &data, &device(), place, go_on).unwrap();
     assert!(resumed.is_finished());
+}
+
+#[test]
+fn nothing_to_resume_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoints = Checkpoints::open(folder.path()).unwrap();
+    let place = Some((&checkpoints, Start::Resume));
+    let error = train(model(), &recipe(), &images(40), &device(), place, go_on).unwrap_err();
+    assert!(matches!(error, TrainError::Checkpoint(CheckpointError::Nothing { .. })), "{error}");
+}
+
+#[test]
+fn recipe_files_are_read_strictly() {
+    let with_eps = |eps: &str| Recipe::from_toml(&format!("[attack]\neps = {eps}"));
+    let eps = |text: &str| with_eps(text).unwrap().attack.unwrap().eps;
+    assert_eq!(eps("\"8/255\""), 8.0 / 255.0);
+    assert_eq!(eps("0.03"), 0.03);
+    for eight in ["8", "8.0", "\"8\""] {
+        let error = with_eps(eight).unwrap_err();
+        assert!(matches!(error, RecipeFileError::Invalid(_)), "{error}");
+        assert!(error.to_string().contains("8/255"), "{error}");
+    }
+    assert!(matches!(with_eps("\"8/0\"").unwrap_err(), RecipeFileError::Toml(_)));
+    let error = Recipe::from_toml("epoch = 3").unwrap_err();
+    assert!(error.to_string().contains("epoch"), "{error}");
+    let error = Recipe::from_json("{\"attack\": {\"epsilon\": 0.1}}").unwrap_err();
+    assert!(error.to_string().contains("epsilon"), "{error}");
+    assert_eq!(Recipe::from_toml("").unwrap().attack, None);
+
+    let full = Recipe {
+        parts: 2,
+        hold_out: 4,
+        clip_norm: Some(1.0),
+        average: Some(0.99),
+        weight_perturbation: Some(Perturbation { gamma: 0.005 }),
+        objective: Objective::Trades { beta: 6.0 },
+        attack: Some(TrainingAttack {
+            start: AttackStart::Normal { std: 0.001 },
+            step_size: Some(0.007),
+            gradient: Some("psoftplus:10".parse().unwrap()),
+            ..TrainingAttack::default()
+        }),
+        ..recipe()
+    };
+    assert_eq!(Recipe::from_toml(&full.to_toml()).unwrap(), full);
+    assert_eq!(Recipe::from_toml(&recipe().to_toml()).unwrap(), recipe());
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("recipe.yaml");
+    assert!(matches!(Recipe::read(&file), Err(RecipeFileError::Extension { .. })));
+    let file = folder.path().join("recipe.toml");
+    assert!(matches!(Recipe::read(&file), Err(RecipeFileError::Read { .. })));
+    fs::write(&file, "epochs = 0").unwrap();
+    let error = Recipe::read(&file).unwrap_err().to_string();
+    assert!(error.contains("recipe.toml") && error.contains("epochs"), "{error}");
+    fs::write(&file, full.to_toml()).unwrap();
+    assert_eq!(Recipe::read(&file).unwrap(), full);
+}
+
+/// Softmax of rows, in f64.
+fn softmax(rows: [[f64; 3]; 2]) -> [[f64; 3]; 2] {
+    rows.map(|row| {
+        let sum: f64 = row.iter().map(|z| z.exp()).sum();
+        row.map(|z| z.exp() / sum)
+    })
+}
+
+#[test]
+fn trades_and_mart_are_their_formulas() {
+    let clean = [[0.5f64, -1.0, 2.0], [1.5, 0.25, -0.75]];
+    let attacked = [[0.75f64, -0.5, 0.25], [-0.5, 1.25, 0.5]];
+    let (p, q, labels) = (softmax(clean), softmax(attacked), [2usize, 0]);
+    let tensor = |rows: [[f64; 3]; 2]| {
+        let rows = rows.map(|row| row.map(|z| z as f32));
+        Tensor::<2>::from_data(rows, &Device::flex())
+    };
+    let sum = |f: &dyn Fn(usize, usize) -> f64, i: usize| (0..3).map(|k| f(i, k)).sum::<f64>();
+    let mean = |f: &dyn Fn(usize) -> f64| (f(0) + f(1)) / 2.0;
+
+    let kl = |i: usize, k: usize| p[i][k] * (p[i][k] / q[i][k]).ln();
+    let want = mean(&|i| -p[i][labels[i]].ln() + 6.0 * sum(&kl, i));
+    let got = trades_loss(tensor(clean), tensor(attacked), &labels, 6.0, 0.0);
+    let got = f64::from(got.into_scalar::<f32>());
+    assert!((got - want).abs() < 1e-5, "TRADES: {got}, not {want}");
+
+    let want = mean(&|i| {
+        let y = labels[i];
+        let rival = (0..3).filter(|k| *k != y).map(|k| q[i][k]).fold(0.0, f64::max);
+        let kl = |i: usize, k: usize| p[i][k] * (p[i][k].ln() - (q[i][k] + 1e-12).ln());
+        -q[i][y].ln() - (1.0001 - rival + 1e-12).ln() + 5.0 * sum(&kl, i) * (1.0000001 - p[i][y])
+    });
+    let got = mart_loss(tensor(clean), tensor(attacked), &labels, 5.0, 0.0);
+    let got = f64::from(got.into_scalar::<f32>());
+    assert!((got - want).abs() < 1e-5, "MART: {got}, not {want}");
+}
+
+/// The gradients of one step, flattened, with the path of each.
+fn gradients(model: &Model, recipe: &Recipe) -> Vec<(String, Vec<f32>)> {
+    struct Read {
+        path: Vec<String>,
+        gradients: GradientsParams,
+        found: Vec<(String, Vec<f32>)>,
+    }
+    impl ModuleVisitor for Read {
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.path.push(name.to_owned());
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.path.pop();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if let Some(gradient) = self.gradients.get::<D>(param.id) {
+                let values = gradient.into_data().try_into_vec().unwrap();
+                self.found.push((self.path.join("."), values));
+            }
+        }
+    }
+    let (batch, labels) = images(8).batch(&(0..8).collect::<Vec<_>>(), &device());
+    let step = AdversarialStep::new(recipe);
+    let (gradients, _) = step.gradients(model, batch, &labels, 0).unwrap();
+    let mut read = Read { path: Vec::new(), gradients, found: Vec::new() };
+    model.visit(&mut read);
+    assert!(!read.found.is_empty());
+    read.found
+}
+
+fn norm(gradients: &[(String, Vec<f32>)]) -> f64 {
+    let all = gradients.iter().flat_map(|(_, values)| values);
+    all.map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt()
+}
+
+#[test]
+fn clipping_scales_all_gradients_together() {
+    let plain = gradients(&model(), &recipe());
+    let whole = norm(&plain);
+    let largest = 0.25 * whole;
+    let clipped = gradients(&model(), &Recipe { clip_norm: Some(largest), ..recipe() });
+    for ((path, plain), (_, clipped)) in plain.iter().zip(&clipped) {
+        for (plain, clipped) in plain.iter().zip(clipped) {
+            let want = f64::from(*plain) * largest / (whole + 1e-6);
+            assert!((f64::from(*clipped) - want).abs() < 1e-5 * whole, "{path}");
+        }
+    }
+    assert!((norm(&clipped) - largest).abs() < 1e-4 * whole);
+    let longer = gradients(&model(), &Recipe { clip_norm: Some(2.0 * whole), ..recipe() });
+    assert!((norm(&longer) - whole).abs() < 1e-5 * whole);
+}
+
+#[test]
+fn the_average_follows_its_formula_and_resumes() {
+    let start = model();
+    let mut want: Vec<Vec<f64>> = floats(&start);
+    let mut average = WeightAverage::new(&start, 0.5);
+    for t in 1..=6 {
+        let other = Normalized::to_plus_minus_one(config().init(100 + t, &device()), 1);
+        average = average.update(&other);
+        let decay = f64::min(0.5, (1.0 + t as f64) / (10.0 + t as f64));
+        for (want, other) in want.iter_mut().zip(floats(&other)) {
+            for (want, other) in want.iter_mut().zip(other) {
+                *want = decay * *want + (1.0 - decay) * other;
+            }
+        }
+    }
+    for (got, want) in floats(average.model()).iter().zip(&want) {
+        for (got, want) in got.iter().zip(want) {
+            assert!((got - want).abs() < 1e-5 * (1.0 + want.abs()), "{got}, not {want}");
+        }
+    }
+}
+
+fn floats(model: &Model) -> Vec<Vec<f64>> {
+    let of_bits = |bits: Vec<u32>| bits.into_iter().map(|b| f32::from_bits(b).into()).collect();
+    bits(model).into_iter().map(|(_, bits)| of_bits(bits)).collect()
+}
+
+/// Every option at once: stopped and resumed as an unbroken run.
+#[test]
+fn all_options_resume_to_the_same_weights() {
+    let data = images(48);
+    for objective in [Objective::Trades { beta: 6.0 }, Objective::Mart { beta: 5.0 }] {
+        let recipe = Recipe {
+            epochs: 2,
+            parts: 2,
+            hold_out: 8,
+            clip_norm: Some(1.0),
+            average: Some(0.9),
+            weight_perturbation: Some(Perturbation { gamma: 0.01 }),
+            decayed: Decayed::AllButActivations,
+            momentum_form: MomentumForm::HeavyBall,
+            objective,
+            attack: Some(TrainingAttack {
+                eps: 0.1,
+                steps: 2,
+                start: AttackStart::Normal { std: 0.001 },
+                ..TrainingAttack::default()
+            }),
+            ..recipe()
+        };
+        let unbroken = train(model(), &recipe, &data, &device(), None, go_on).unwrap();
+        let last = unbroken.progress.history.last().unwrap();
+        assert!(last.held_out.is_some());
+        assert_eq!(last.learned, learned_parameters(&unbroken.model));
+        assert!(!last.learned.is_empty());
+
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::open(folder.path()).unwrap();
+        let stop = |progress: &Progress| match progress.step {
+            7 => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        };
+        let place = Some((&checkpoints, Start::Fresh));
+        train(model(), &recipe, &data, &device(), place, stop).unwrap();
+        let other = Normalized::to_plus_minus_one(config().init(77, &device()), 1);
+        let place = Some((&checkpoints, Start::Resume));
+        let resumed = train(other, &recipe, &data, &device(), place, go_on).unwrap();
+        assert_eq!(bits(&resumed.model), bits(&unbroken.model));
+        assert_eq!(bits(&resumed.result()), bits(&unbroken.result()));
+        assert_ne!(bits(&resumed.result()), bits(&resumed.model));
+        assert_eq!(resumed.progress.history, unbroken.progress.history);
+    }
+}
+
+#[test]
+fn the_recipes_of_the_examples_can_be_read() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/recipes");
+    let mut count = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        Recipe::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        count += 1;
+    }
+    assert!(count >= 6, "{count}");
 }

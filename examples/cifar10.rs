@@ -1,0 +1,260 @@
+//! Adversarial training on CIFAR-10 from a recipe: stops and resumes to the same weights, and ends with
+//! a report.
+//!
+//! `cargo run --release --example cifar10 -- --data cifar10:DIR --recipe examples/recipes/cifar10.toml
+//! --model resnet18_cifar --activation silu --out runs/cifar10`
+
+mod common;
+
+use burn::module::Module;
+use clap::Parser;
+use common::{
+    output::{check_writable, write},
+    plot::{Series, accuracy_vs_eps},
+    progress::{Figures, Progress},
+    stop,
+};
+use sat::{
+    attack::{Pgd, Report, ThreatModel, Victim, evaluate},
+    core::{ActivationConfig, device::DeviceName},
+    models::{ModelName, network_metadata, save_safetensors},
+    train::{
+        Checkpoints, Normalized, Recipe, Start,
+        data::{DataSpec, ImageSet, Split},
+        train,
+    },
+};
+use serde_json::json;
+use std::{fmt::Write, path::PathBuf, process::ExitCode};
+
+/// Steps of the attack that the report names.
+const TEST_STEPS: usize = 20;
+const TEST_BATCH: usize = 100;
+/// The plot's perturbation sizes, as multiples of eps, and how many test images it takes.
+const PLOT_FACTORS: [f64; 7] = [0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0];
+const PLOT_IMAGES: usize = 500;
+const RECIPE: &str = include_str!("recipes/cifar10.toml");
+
+/// Trains a network adversarially and reports its clean and robust accuracy.
+#[derive(Parser, Debug)]
+struct Arguments {
+    /// A recipe, .toml or .json; examples/recipes/cifar10.toml by default.
+    #[arg(long)]
+    recipe: Option<PathBuf>,
+    /// In place of the recipe's passes over the training images.
+    #[arg(long)]
+    epochs: Option<usize>,
+    /// In place of the recipe's images per update.
+    #[arg(long)]
+    batch_size: Option<usize>,
+    /// In place of the recipe's seed; also of the initial weights.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// In place of the recipe's eps, for images in [0, 1].
+    #[arg(long, value_parser = common::eps)]
+    eps: Option<f64>,
+    /// In place of the recipe's gradient steps of the attack.
+    #[arg(long)]
+    attack_steps: Option<usize>,
+    /// The network: resnet18_cifar, resnet20, ...
+    #[arg(long, default_value = "resnet18_cifar")]
+    model: ModelName,
+    /// The activation, such as silu or relu~psoftplus:10.
+    #[arg(long, default_value = "silu")]
+    activation: ActivationConfig,
+    /// The images: cifar10:DIR, fashion-mnist:DIR, mnist:DIR or builtin:fashion-mnist.
+    #[arg(long)]
+    data: DataSpec,
+    /// Train on so many images only, drawn by the seed.
+    #[arg(long)]
+    limit: Option<usize>,
+    /// Test on the first so many images only.
+    #[arg(long)]
+    test_limit: Option<usize>,
+    /// Where to compute: flex, or a backend this was built with (`--features cuda`, wgpu, ...).
+    #[arg(long, default_value_t = DeviceName::Flex)]
+    device: DeviceName,
+    /// Go on with the run in the folder of --out that was stopped.
+    #[arg(long)]
+    resume: bool,
+    /// The folder for weights, report and checkpoints.
+    #[arg(long, default_value = "runs/cifar10")]
+    out: PathBuf,
+}
+
+/// What can go wrong besides the libraries' own errors.
+#[derive(Debug, thiserror::Error)]
+enum Cifar10Error {
+    #[error("{0} has no test images of its own; give a data set that has")]
+    NoTestSplit(DataSpec),
+    #[error("the recipe has no [attack], which --eps and --attack-steps change")]
+    NoAttack,
+    #[error("--{0} is 0; leave it out to use all images")]
+    NoImages(&'static str),
+    #[error("stopped; go on with --resume")]
+    Stopped,
+}
+
+type Failure = Box<dyn std::error::Error>;
+
+fn main() -> ExitCode {
+    common::exit_code(run(&Arguments::parse()))
+}
+
+fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let recipe = recipe(arguments)?;
+    let (train_set, test_set) = data(arguments, recipe.seed)?;
+    let device = arguments.device.open()?;
+    let file = |name: &str| arguments.out.join(name);
+    let (weights, plot) = (file("model.safetensors"), file("accuracy_vs_eps.png"));
+    for path in [&weights, &plot, &file("report.json"), &file("report.md")] {
+        check_writable(path)?;
+    }
+    println!(
+        "{} with {}, {} training and {} test images, on {}\n\n{}",
+        arguments.model,
+        arguments.activation,
+        train_set.len(),
+        test_set.len(),
+        arguments.device,
+        recipe.to_toml()
+    );
+    stop::on_ctrl_c()?;
+
+    let config = arguments
+        .model
+        .config()
+        .with_activation(arguments.activation.clone())
+        .with_input_channels(train_set.channels())
+        .with_classes(train_set.classes());
+    let training_device = device.clone().autodiff();
+    let model = config.init(recipe.seed, &training_device);
+    let model = Normalized::to_plus_minus_one(model, train_set.channels());
+    let checkpoints = Checkpoints::open(file("checkpoints"))?;
+    let start = if arguments.resume { Start::Resume } else { Start::Fresh };
+    let images = train_set.len().saturating_sub(recipe.hold_out);
+    let steps = images / recipe.batch_size;
+    let bar = Progress::new(recipe.epochs, steps);
+    let place = Some((&checkpoints, start));
+    let trained = train(model, &recipe, &train_set, &training_device, place, |progress| {
+        let figures = Figures {
+            loss: progress.loss,
+            clean_accuracy: Some(progress.clean_accuracy),
+            robust_accuracy: Some(progress.robust_accuracy),
+        };
+        bar.step(progress.step, figures);
+        if progress.step % steps == 0 {
+            bar.epoch(progress.epoch - 1, figures);
+            let watched = progress.history.last().and_then(|epoch| epoch.held_out);
+            if watched.is_some_and(|held_out| held_out.is_catastrophic_overfitting()) {
+                eprintln!("catastrophic overfitting: held-out images withstand FGSM, not PGD-10");
+            }
+        }
+        stop::requested()
+    });
+    bar.finish();
+    let trained = trained?;
+    if !trained.is_finished() {
+        return Err(Cifar10Error::Stopped.into());
+    }
+    let model = trained.result();
+    let mut metadata = network_metadata(&config);
+    metadata.extend(common::normalization_metadata(model.statistics()));
+    save_safetensors(&model.model, &weights, &metadata)?;
+
+    let victim = Victim::new(&model.valid());
+    let under = |images: &ImageSet, threat: &ThreatModel| -> Result<Report, Failure> {
+        let batches = images.batches(TEST_BATCH).map(|rows| images.batch(&rows, &device));
+        let attack = Pgd::default().steps(TEST_STEPS);
+        let report = evaluate(&victim, &attack, batches, threat, |_| stop::requested())?;
+        if report.complete { Ok(report) } else { Err(Cifar10Error::Stopped.into()) }
+    };
+    let threat = recipe.attack.clone().unwrap_or_default().threat();
+    let report = under(&test_set, &threat)?;
+    let few = test_set.clone().take(PLOT_IMAGES);
+    let eps = recipe.attack.clone().unwrap_or_default().eps;
+    let mut curve = Vec::new();
+    for factor in PLOT_FACTORS {
+        let threat = ThreatModel::new(threat.norm, factor * eps);
+        curve.push((factor * eps, under(&few, &threat)?.robust_accuracy()));
+    }
+    let name = format!("{}, {}", arguments.model, arguments.activation);
+    let title = format!("trained at eps {eps:.4}, PGD-{TEST_STEPS}, {} images", few.len());
+    let (sizes, accuracy) = curve.iter().copied().unzip();
+    accuracy_vs_eps(&plot, &title, &[Series { name: name.clone(), eps: sizes, accuracy }])?;
+
+    let command: Vec<String> = std::env::args().collect();
+    let content = json!({
+        "command": command,
+        "versions": { "sat": env!("CARGO_PKG_VERSION"), "burn": "0.22.1" },
+        "recipe": recipe,
+        "network": config,
+        "data": arguments.data.to_string(),
+        "train_images": train_set.len(),
+        "device": arguments.device.to_string(),
+        "seconds": trained.progress.seconds,
+        "history": trained.progress.history,
+        "attack": { "pgd_steps": TEST_STEPS, "threat": threat, "batch": TEST_BATCH },
+        "n": report.n,
+        "clean_correct": report.clean_correct,
+        "robust_correct": report.robust_correct,
+        "clean_ce": report.clean_ce,
+        "adv_ce": report.adv_ce,
+        "curve": curve,
+    });
+    write(&file("report.json"), &serde_json::to_vec_pretty(&content)?)?;
+    let mut table = String::new();
+    writeln!(table, "| network | clean | PGD-{TEST_STEPS} | test images | training s |")?;
+    writeln!(table, "|---|---:|---:|---:|---:|")?;
+    writeln!(
+        table,
+        "| {name} | {:.2} % | {:.2} % | {} | {:.0} |",
+        100.0 * report.clean_accuracy(),
+        100.0 * report.robust_accuracy(),
+        report.n,
+        trained.progress.seconds
+    )?;
+    println!("\n{table}");
+    let text = format!("{table}\n    {}\n\n```toml\n{}```\n", command.join(" "), recipe.to_toml());
+    write(&file("report.md"), text.as_bytes())?;
+    checkpoints.clear()?;
+    Ok(())
+}
+
+fn recipe(arguments: &Arguments) -> Result<Recipe, Failure> {
+    let mut recipe = match &arguments.recipe {
+        Some(path) => Recipe::read(path)?,
+        None => Recipe::from_toml(RECIPE)?,
+    };
+    recipe.epochs = arguments.epochs.unwrap_or(recipe.epochs);
+    recipe.batch_size = arguments.batch_size.unwrap_or(recipe.batch_size);
+    recipe.seed = arguments.seed.unwrap_or(recipe.seed);
+    if arguments.eps.is_some() || arguments.attack_steps.is_some() {
+        let attack = recipe.attack.as_mut().ok_or(Cifar10Error::NoAttack)?;
+        attack.eps = arguments.eps.unwrap_or(attack.eps);
+        attack.steps = arguments.attack_steps.unwrap_or(attack.steps);
+    }
+    recipe.validate()?;
+    Ok(recipe)
+}
+
+/// The images to train on and those to test on.
+fn data(arguments: &Arguments, seed: u64) -> Result<(ImageSet, ImageSet), Failure> {
+    let limits = [("limit", arguments.limit), ("test-limit", arguments.test_limit)];
+    if let Some((flag, _)) = limits.iter().find(|(_, limit)| *limit == Some(0)) {
+        return Err(Cifar10Error::NoImages(flag).into());
+    }
+    if !arguments.data.has_splits() {
+        return Err(Cifar10Error::NoTestSplit(arguments.data.clone()).into());
+    }
+    let mut train_set = arguments.data.load(Split::Train)?;
+    if let Some(limit) = arguments.limit.filter(|limit| *limit < train_set.len()) {
+        // Drawn, since files are often sorted by class.
+        let mut indices = train_set.shuffled(seed, u64::MAX - 1);
+        indices.truncate(limit);
+        indices.sort_unstable();
+        train_set = train_set.subset(&indices);
+    }
+    let test_set = arguments.data.load(Split::Test)?;
+    Ok((train_set, test_set.take(arguments.test_limit.unwrap_or(usize::MAX))))
+}

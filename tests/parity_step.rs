@@ -1,0 +1,120 @@
+//! Three steps of adversarial training against PyTorch's: adversarial images, loss, clipped gradients,
+//! weights and BatchNorm's statistics. `tests/parity/step.py` made the numbers and says what they are.
+#![cfg(feature = "flex")]
+
+use burn::{
+    module::{Module, ModuleMapper, Param},
+    optim::GradientsParams,
+    tensor::{Device, Tensor, TensorData},
+};
+use safetensors::{SafeTensors, tensor::TensorView};
+use sat::{
+    models::{ResNet, ResNetConfig, StageConfig, StemConfig, load_safetensors, save_safetensors},
+    train::{AdversarialStep, AttackStart, Normalized, Recipe, TrainingAttack, optimizer},
+};
+use std::{collections::BTreeMap, fs};
+
+const TOLERANCE: f32 = 1e-4;
+type Named = BTreeMap<String, Vec<f32>>;
+
+fn values(view: &TensorView<'_>) -> Vec<f32> {
+    view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+}
+
+/// The tensors whose names start with `prefix`, without it.
+fn named(file: &SafeTensors<'_>, prefix: &str) -> Named {
+    let rest = |name: &str| name.strip_prefix(prefix).map(str::to_owned);
+    file.iter().filter_map(|(name, view)| Some((rest(name)?, values(&view)))).collect()
+}
+
+/// The tensors of a model under PyTorch's names.
+fn of_model(model: &ResNet) -> Named {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    save_safetensors(model, &path, &Default::default()).unwrap();
+    let bytes = fs::read(&path).unwrap();
+    named(&SafeTensors::deserialize(&bytes).unwrap(), "")
+}
+
+/// Puts each gradient where its parameter was.
+struct IntoModel<'a>(&'a GradientsParams);
+
+impl ModuleMapper for IntoModel<'_> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        match self.0.get::<D>(param.id) {
+            Some(gradient) => param.map(|_| gradient.autodiff()),
+            None => param,
+        }
+    }
+}
+
+#[track_caller]
+fn close(what: &str, got: &[f32], want: &[f32]) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    for (i, (got, want)) in got.iter().zip(want).enumerate() {
+        assert!((got - want).abs() < TOLERANCE, "{what}[{i}]: {got}, PyTorch has {want}");
+    }
+}
+
+#[test]
+fn steps_are_those_of_pytorch() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/parity/step.safetensors");
+    let bytes = fs::read(path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let device = Device::flex().autodiff();
+
+    let stage = |channels, stride| StageConfig { channels, blocks: 1, stride };
+    let config = ResNetConfig {
+        stem: StemConfig::small(4, 1),
+        stages: vec![stage(4, 1), stage(8, 2)],
+        ..ResNetConfig::resnet20()
+    }
+    .with_classes(5)
+    .with_activation("silu".parse().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let start = folder.path().join("start.safetensors");
+    let views = file.iter().filter_map(|(name, view)| Some((name.strip_prefix("start.")?, view)));
+    safetensors::serialize_to_file(views, None, &start).unwrap();
+    let model = load_safetensors(config.init(0, &device), &start).unwrap();
+    let mut model = Normalized::to_plus_minus_one(model, 3);
+
+    let recipe = Recipe {
+        batch_size: 8,
+        momentum: 0.9,
+        weight_decay: 5e-2,
+        label_smoothing: 0.1,
+        clip_norm: Some(1.0),
+        attack: Some(TrainingAttack {
+            steps: 3,
+            step_size: Some(3.0 / 255.0),
+            start: AttackStart::Clean,
+            ..TrainingAttack::default()
+        }),
+        ..Recipe::default()
+    };
+    recipe.validate().unwrap();
+    let step = AdversarialStep::new(&recipe);
+    let mut sgd = optimizer(&recipe, &model);
+    for number in 0..3 {
+        let of_step = |name: &str| file.tensor(&format!("{number}.{name}")).unwrap();
+        let images = TensorData::new(values(&of_step("images")), [8, 3, 8, 8]);
+        let images = Tensor::<4>::from_data(images, &device);
+        let labels: Vec<usize> =
+            of_step("labels").data().chunks_exact(8).map(|label| label[0].into()).collect();
+
+        let (gradients, output) = step.gradients(&model, images, &labels, 0).unwrap();
+        let adversarial = output.adversarial.into_data().try_into_vec::<f32>().unwrap();
+        close("adversarial images", &adversarial, &values(&of_step("adversarial")));
+        close("loss", &[output.loss.into_scalar::<f32>()], &values(&of_step("loss")));
+        let got = of_model(&model.model.clone().map(&mut IntoModel(&gradients)));
+        for (name, want) in named(&file, &format!("{number}.gradient.")) {
+            close(&format!("step {number}: gradient of {name}"), &got[&name], &want);
+        }
+        model = sgd.step(0.1, model, gradients);
+        let (got, want) = (of_model(&model.model), named(&file, &format!("{number}.after.")));
+        assert!(got.keys().eq(want.keys()));
+        for (name, want) in want {
+            close(&format!("step {number}: {name} after it"), &got[&name], &want);
+        }
+    }
+}
