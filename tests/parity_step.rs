@@ -1,6 +1,7 @@
 //! Three steps of adversarial training against PyTorch's: adversarial images, loss, clipped gradients,
 //! weights and BatchNorm's statistics. `tests/parity/step.py` made the numbers and says what they are.
 #![cfg(feature = "flex")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
 use burn::{
     module::{Module, ModuleMapper, Param},
