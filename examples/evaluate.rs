@@ -28,8 +28,8 @@ use std::{fs, io, ops::ControlFlow, path::PathBuf, process::ExitCode};
 /// Measures clean and robust accuracy.
 #[derive(Parser, Debug)]
 struct Arguments {
-    /// The network: resnet20, resnet32, resnet44, resnet56, resnet110 or resnet18_cifar. By default
-    /// the one that the weights file describes.
+    /// The network, such as resnet20 or efficientnet_b0 (docs/models.md lists all). By default the
+    /// one that the weights file describes.
     #[arg(long)]
     model: Option<ModelName>,
     /// The activation, such as silu or relu~psoftplus:10. By default the one that the weights file

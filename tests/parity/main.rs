@@ -23,7 +23,7 @@ use sat::models::{
     StateDict, save_safetensors,
 };
 
-/// The tolerance, relative to the largest value of a tensor.
+/// The tolerance, relative to the largest value of a tensor.
 const TOLERANCE: f32 = 1e-4;
 
 fn folder() -> Option<PathBuf> {

@@ -7,6 +7,36 @@ use thiserror::Error;
 /// enough that no product of two sizes overflows.
 const LARGEST: usize = 1 << 20;
 
+/// The setters of the fields that every family's configuration has.
+macro_rules! common_setters {
+    ($of_activation:literal) => {
+        #[doc = $of_activation]
+        pub fn with_activation(mut self, activation: sat_core::ActivationConfig) -> Self {
+            self.activation = activation;
+            self
+        }
+
+        /// Sets the number of classes.
+        pub fn with_classes(mut self, classes: usize) -> Self {
+            self.classes = classes;
+            self
+        }
+
+        /// Sets the number of channels of the input image.
+        pub fn with_input_channels(mut self, channels: usize) -> Self {
+            self.input_channels = channels;
+            self
+        }
+
+        /// Sets how the weights are drawn.
+        pub fn with_initialization(mut self, scheme: $crate::Initialization) -> Self {
+            self.initialization = scheme;
+            self
+        }
+    };
+}
+pub(crate) use common_setters;
+
 /// A field of a network's configuration that no network can have.
 #[derive(Clone, Debug, PartialEq, Error)]
 #[non_exhaustive]

@@ -14,7 +14,7 @@ use sat_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::config::{ConfigError, check_range, check_size};
+use crate::config::{ConfigError, check_range, check_size, common_setters};
 use crate::cost::{Size, Tally};
 use crate::init::{Conv2d, Family, Initialization, LayerBuilder, square};
 use crate::resnet::{average, each_block, in_stage, stage_outputs};
@@ -271,29 +271,10 @@ impl EfficientNetConfig {
         self
     }
 
-    /// Sets the activation of every site; squeeze-and-excitation with an activation of its own keeps it.
-    pub fn with_activation(mut self, activation: ActivationConfig) -> Self {
-        self.activation = activation;
-        self
-    }
-
-    /// Sets the number of classes.
-    pub fn with_classes(mut self, classes: usize) -> Self {
-        self.classes = classes;
-        self
-    }
-
-    /// Sets the number of channels of the input image.
-    pub fn with_input_channels(mut self, channels: usize) -> Self {
-        self.input_channels = channels;
-        self
-    }
-
-    /// Sets how the weights are drawn.
-    pub fn with_initialization(mut self, initialization: Initialization) -> Self {
-        self.initialization = initialization;
-        self
-    }
+    common_setters!(
+        "Sets the activation of every site; squeeze-and-excitation with an activation of its own \
+         keeps it."
+    );
 
     /// Checks every size, probability and activation. Call it on a configuration that comes from
     /// outside the program.

@@ -7,7 +7,7 @@ use burn::tensor::{Device, Tensor};
 use sat_core::{ActivationConfig, BatchNormAct, Gradient, SharedParameters, replace_activations};
 use serde::{Deserialize, Serialize};
 
-use crate::config::{ConfigError, check_size};
+use crate::config::{ConfigError, check_size, common_setters};
 use crate::cost::{Size, Tally};
 use crate::init::{Conv2d, Family, Initialization, LayerBuilder, square};
 use crate::resnet::{StageConfig, average, beside_norms, each_block, in_stage, stage_outputs};
@@ -80,29 +80,7 @@ impl PreActResNetConfig {
         }
     }
 
-    /// Sets the activation of every site.
-    pub fn with_activation(mut self, activation: ActivationConfig) -> Self {
-        self.activation = activation;
-        self
-    }
-
-    /// Sets the number of classes.
-    pub fn with_classes(mut self, classes: usize) -> Self {
-        self.classes = classes;
-        self
-    }
-
-    /// Sets the number of channels of the input image.
-    pub fn with_input_channels(mut self, channels: usize) -> Self {
-        self.input_channels = channels;
-        self
-    }
-
-    /// Sets how the weights are drawn.
-    pub fn with_initialization(mut self, initialization: Initialization) -> Self {
-        self.initialization = initialization;
-        self
-    }
+    common_setters!("Sets the activation of every site.");
 
     /// Checks every size and the activation. Call it on a configuration that comes from outside the
     /// program.

@@ -152,7 +152,7 @@ pub enum TrainError {
 /// [`Normalized`](crate::Normalized)). After every epoch, and when it is stopped, the state goes to
 /// `checkpoints`, if there are any. Everything random follows from the recipe's seed, the epoch and
 /// the number of samples seen, so a resumed training ends with the weights of an unbroken one: bit
-/// for bit on Flex.
+/// for bit on Flex. Dropout and stochastic depth are the exception: their noise starts anew.
 ///
 /// `observe` sees the progress after every step; `ControlFlow::Break` stops the training after a
 /// checkpoint.
