@@ -53,9 +53,10 @@ pub(crate) trait Value:
     fn abs(self) -> Self;
     /// The square root of x >= 0.
     fn sqrt(self) -> Self;
-    /// The upper tail of the standard normal distribution beyond |x|, and its density:
-    /// (Phi(-|x|), phi(x)).
-    fn normal(self) -> (Self, Self);
+    /// The upper tail of the standard normal distribution beyond |x|: Phi(-|x|).
+    fn normal_tail(self) -> Self;
+    /// The derivative of x Phi(x) at -|x|: Phi(-|x|) - |x| phi(x), as a term of a sum with 1.
+    fn normal_tail_slope(self) -> Self;
     /// x y + c, rounded once where the machine can.
     fn fma(self, y: Self, c: Self) -> Self {
         self * y + c
@@ -123,9 +124,12 @@ impl Value for f64 {
     fn sqrt(self) -> Self {
         f64::sqrt(self)
     }
-    fn normal(self) -> (Self, Self) {
-        let density = (-0.5 * self * self).exp() * FRAC_1_SQRT_2PI;
-        (0.5 * libm::erfc(self.abs() * core::f64::consts::FRAC_1_SQRT_2), density)
+    fn normal_tail(self) -> Self {
+        0.5 * libm::erfc(self.abs() * core::f64::consts::FRAC_1_SQRT_2)
+    }
+    fn normal_tail_slope(self) -> Self {
+        let z = self.abs().at_most(40.0);
+        z.normal_tail() - z * (-0.5 * z * z).exp() * FRAC_1_SQRT_2PI
     }
     fn if_positive(self, then: Self, otherwise: Self) -> Self {
         if self > 0.0 { then } else { otherwise }

@@ -276,12 +276,14 @@ impl<B: Backend> Value for Composed<B> {
     fn sqrt(self) -> Self {
         self.map(B::float_sqrt, f64::sqrt)
     }
-    fn normal(self) -> (Self, Self) {
-        let density =
-            (self.clone() * self.clone() * Constant(-0.5)).exp() * Constant(FRAC_1_SQRT_2PI);
+    fn normal_tail(self) -> Self {
         let scaled = self.abs() * Constant(core::f64::consts::FRAC_1_SQRT_2);
-        let tail = (Constant(1.0) - scaled.map(B::float_erf, libm::erf)) * Constant(0.5);
-        (tail, density)
+        (Constant(1.0) - scaled.map(B::float_erf, libm::erf)) * Constant(0.5)
+    }
+    fn normal_tail_slope(self) -> Self {
+        let z = self.abs().at_most(40.0);
+        let density = (z.clone() * z.clone() * Constant(-0.5)).exp() * Constant(FRAC_1_SQRT_2PI);
+        z.clone().normal_tail() - z * density
     }
     fn if_positive(self, then: Self, otherwise: Self) -> Self {
         self.select(|x, c, t| B::float_greater_elem(x, c.into(), t), |c| c > 0.0, then, otherwise)

@@ -10,17 +10,15 @@ impl Formula for Gelu {
     #[inline(always)]
     fn value<V: Value>(x: V, _: [V; 2]) -> V {
         let x = x.at_least(-40.0);
-        let tail = x.clone().normal().0;
+        let tail = x.clone().normal_tail();
         let above = (-x.clone().at_most(40.0)).fma(tail.clone(), x.clone());
         x.clone().if_positive(above, x * tail)
     }
 
     #[inline(always)]
     fn slope<V: Value>(x: V, _: [V; 2]) -> V {
-        let x = x.at_least(-40.0).at_most(40.0);
-        let (tail, density) = x.clone().normal();
-        let cdf = x.clone().if_positive(V::lit(1.0) - tail.clone(), tail);
-        cdf + x * density
+        let below = x.clone().normal_tail_slope();
+        x.if_positive(V::lit(1.0) - below.clone(), below)
     }
 
     /// f'' = (2 - x^2) phi(x), largest at 0.
