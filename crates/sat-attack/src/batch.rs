@@ -61,9 +61,7 @@ impl Batch {
     pub(crate) fn require_untargeted(&self, attack: &'static str) -> Result<(), AttackError> {
         match self.directions.iter().position(|&direction| direction == Direction::Towards) {
             None => Ok(()),
-            Some(row) => {
-                Err(AttackError::UnsupportedGoal { attack, sample: self.positions[row] })
-            }
+            Some(row) => Err(AttackError::UnsupportedGoal { attack, sample: self.positions[row] }),
         }
     }
 

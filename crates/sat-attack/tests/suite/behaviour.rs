@@ -3,8 +3,8 @@ use std::ops::ControlFlow;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use sat_attack::{
-    Adversarial, Aim, Apgd, Attack, AttackError, Ball, Ensemble, Fab, Fgsm, Goal, Identity, Loss, Norm,
-    Pgd, RandomStart, Restarts, Square, ThreatModel, Victim, cross_entropy, evaluate,
+    Adversarial, Aim, Apgd, Attack, AttackError, Ball, Ensemble, Fab, Fgsm, Goal, Identity, Loss,
+    Norm, Pgd, RandomStart, Restarts, Square, ThreatModel, Victim, cross_entropy, evaluate,
 };
 
 use crate::models::{batch, bits, convolutional, images, labels, linear, tensor, to_vec};

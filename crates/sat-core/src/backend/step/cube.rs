@@ -1,10 +1,7 @@
 //! A kernel for every CubeCL runtime: one pass over the data, in the place of the gradient where nobody
 //! else holds it. Types other than `f32` run in the composed form.
 
-use super::{
-    super::cube::vector_size,
-    StepBackend, composed,
-};
+use super::{super::cube::vector_size, StepBackend, composed};
 use burn::{backend::tensor::FloatTensor, tensor::DType};
 use burn_cubecl::{
     CubeBackend,

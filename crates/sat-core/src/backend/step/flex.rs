@@ -68,7 +68,8 @@ fn sign_step<E: Stored + Number + PartialOrd>(
             at += run.len();
         }
     };
-    let gradient = if gradient.layout().is_contiguous() { gradient } else { gradient.to_contiguous() };
+    let gradient =
+        if gradient.layout().is_contiguous() { gradient } else { gradient.to_contiguous() };
     let start = gradient.layout().start_offset();
     rewrite::<E>(gradient, start, step, |at, gradient, out: &mut [MaybeUninit<E>]| {
         step(at, out.write_copy_of_slice(gradient));
