@@ -267,7 +267,7 @@ fn each_sample_has_its_own_goal() {
     let x = batch(2, 8);
     let labels = labels(&victim, &x);
     let targets: Vec<usize> = labels.iter().map(|k| (k + 1) % 5).collect();
-    let is_targeted = |sample: usize| sample % 3 != 0;
+    let is_targeted = |sample: usize| !sample.is_multiple_of(3);
     let mixed = Goal::mixed((0..8).map(|sample| match is_targeted(sample) {
         true => Aim::Targeted(targets[sample]),
         false => Aim::Untargeted(labels[sample]),
