@@ -5,10 +5,13 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use sat::{
-    attack::{Attack, Goal, Pgd, ThreatModel, Victim, cross_entropy},
+    attack::{Attack, Ball, Goal, Pgd, ThreatModel, Victim, cross_entropy},
     models::ModelName,
 };
-use std::time::Instant;
+use std::{
+    hint::black_box,
+    time::{Duration, Instant},
+};
 
 mod common;
 
@@ -65,4 +68,35 @@ fn main() {
             pgd / (20.0 * gradient)
         );
     }
+    println!();
+    println!("| images | PGD's update ms | of Burn's operations ms |");
+    println!("|---|---:|---:|");
+    for shape in [[128, 3, 32, 32], [16, 3, 224, 224]] {
+        update(shape, &device);
+    }
+}
+
+/// One step in Linf and the way back into ball and bounds. Both get a gradient that nobody else holds.
+fn update(shape: [usize; 4], device: &Device) {
+    let count: usize = shape.iter().product();
+    let number = |i: usize, factor: usize| (i * factor % 256) as f32 / 255.0;
+    let tensor = |factor: usize, shift: f32| {
+        let values: Vec<f32> = (0..count).map(|i| number(i, factor) - shift).collect();
+        Tensor::<4>::from_data(TensorData::new(values, shape), device)
+    };
+    let (images, gradient) = (tensor(7919, 0.0), tensor(104_729, 0.5));
+    let ball = Ball::new(images.clone(), &ThreatModel::linf(8.0 / 255.0)).unwrap();
+    let size = Tensor::<4>::full([shape[0], 1, 1, 1], 2.0 / 255.0, device);
+    let fresh = || gradient.clone() + 0.0;
+    let mut ours = || {
+        black_box(ball.step(images.clone(), fresh(), size.clone()));
+    };
+    let mut burns = || {
+        black_box(ball.project(images.clone() + fresh().sign() * size.clone()));
+    };
+    let best = common::in_turns(Duration::from_secs(2), [&mut ours, &mut burns]);
+    let copy =
+        common::in_turns(Duration::from_secs(1), [&mut || _ = black_box(fresh()), &mut || ()]);
+    let [ours, burns] = best.map(|seconds| (seconds - copy[0]) * 1e3);
+    println!("| {shape:?} | {ours:.3} | {burns:.3} |");
 }

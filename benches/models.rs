@@ -1,17 +1,28 @@
 //! How long networks take to predict, and what loading one costs.
 //!
-//! `cargo bench --bench models`, beside `python benches/peers/models.py`. Weights and images come from a
-//! seed.
+//! `cargo bench --bench models -- [--json FILE]`, beside `python benches/peers/models.py` and
+//! `benches/peers/candle`. Weights and images come from a seed. With `--load FILE` it only loads a
+//! ResNet-50 from that file and says what that took.
 #![allow(clippy::unwrap_used, reason = "a bench panics when it cannot run")]
 
 use burn::tensor::{Device, Tensor, TensorData};
 use sat::models::{Metadata, ModelName, save_safetensors};
+use serde::Serialize;
 use std::{env, fs, path::Path, process::Command, time::Instant};
+
+mod common;
 
 #[global_allocator]
 static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const LOADED: ModelName = ModelName::ResNet50;
+
+#[derive(Serialize)]
+struct Row {
+    network: ModelName,
+    images: usize,
+    milliseconds: f64,
+}
 
 /// The fastest of a few runs, in milliseconds. Reading the result waits for the device.
 fn fastest(runs: usize, mut run: impl FnMut()) -> f64 {
@@ -49,8 +60,13 @@ fn load(path: &Path) {
     drop(model);
 }
 
+fn argument(name: &str) -> Option<String> {
+    env::args().skip_while(|argument| argument != name).nth(1)
+}
+
 fn main() {
-    if let Some(path) = env::args().skip_while(|argument| argument != "--load").nth(1) {
+    common::keep_pages();
+    if let Some(path) = argument("--load") {
         return load(Path::new(&path));
     }
     let device = Device::flex();
@@ -62,6 +78,7 @@ fn main() {
 
     println!("| network | images | forward ms |");
     println!("|---|---:|---:|");
+    let mut rows = Vec::new();
     for name in [ModelName::ResNet50, ModelName::EfficientNetB0] {
         let model = name.config().init(0, &device);
         let [height, width] = name.image_size();
@@ -70,10 +87,14 @@ fn main() {
             let pixels = (0..shape.iter().product()).map(|i| (i * 7919 % 256) as f32 / 255.0);
             let data = TensorData::new(pixels.collect::<Vec<f32>>(), shape);
             let images = Tensor::<4>::from_data(data, &device);
-            let milliseconds = fastest(if count == 1 { 10 } else { 3 }, || {
+            let milliseconds = fastest(if count == 1 { 20 } else { 5 }, || {
                 model.forward(images.clone()).into_data();
             });
             println!("| {name} | {count} | {milliseconds:.1} |");
+            rows.push(Row { network: name, images: count, milliseconds });
         }
+    }
+    if let Some(path) = argument("--json") {
+        fs::write(path, serde_json::to_string_pretty(&rows).unwrap()).unwrap();
     }
 }

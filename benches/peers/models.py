@@ -1,5 +1,12 @@
 #!/usr/bin/env python3
-"""The forward passes of benches/models.rs in PyTorch: pip install torch torchvision."""
+"""The forward passes of benches/models.rs in PyTorch: pip install torch torchvision.
+
+    GLIBC_TUNABLES=glibc.malloc.mmap_threshold=4000000000:glibc.malloc.trim_threshold=40000000000 \\
+        python benches/peers/models.py
+
+The tunables make glibc keep pages, as the allocator of the Rust bench does. The faster of PyTorch's two
+layouts counts.
+"""
 
 import time
 
@@ -18,17 +25,21 @@ def smooth(module):
             smooth(child)
 
 
-print("| network | images | forward ms |")
-print("|---|---:|---:|")
+print("| network | images | NCHW ms | channels-last ms |")
+print("|---|---:|---:|---:|")
 for name in ["resnet50", "efficientnet_b0"]:
     model = getattr(torchvision.models, name)().eval()
     smooth(model)
     for count in [1, 16]:
-        images = torch.rand(count, 3, 224, 224)
-        times = []
-        with torch.inference_mode():
-            for _ in range(11 if count == 1 else 4):
-                start = time.perf_counter()
-                model(images)
-                times.append(1e3 * (time.perf_counter() - start))
-        print(f"| {name} | {count} | {min(times[1:]):.1f} |")
+        columns = []
+        for layout in [torch.contiguous_format, torch.channels_last]:
+            model.to(memory_format=layout)
+            images = torch.rand(count, 3, 224, 224).to(memory_format=layout)
+            times = []
+            with torch.inference_mode():
+                for _ in range(21 if count == 1 else 6):
+                    start = time.perf_counter()
+                    model(images)
+                    times.append(1e3 * (time.perf_counter() - start))
+            columns.append(f"{min(times[1:]):.1f}")
+        print(f"| {name} | {count} | {' | '.join(columns)} |")

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 
-use crate::goal::Aim;
+use crate::goal::Direction;
 use crate::loss::{cross_entropy_of, widen};
 use crate::pgd::RandomStart;
 use crate::project::{Ball, first_non_finite};
@@ -21,9 +21,11 @@ pub(crate) struct Batch {
     pub(crate) positions: Vec<usize>,
     /// The number of each sample in the data set, which chooses its random stream.
     pub(crate) samples: Vec<u64>,
-    aim: Aim,
+    directions: Vec<Direction>,
     classes: Vec<i64>,
     class_tensor: Tensor<1, Int>,
+    /// 1 where the attacker raises the loss, -1 where it lowers it.
+    signs: Tensor<1>,
 }
 
 impl Batch {
@@ -43,21 +45,23 @@ impl Batch {
         // is used.
         let clip = |label: &i64| (*label).clamp(0, i64::from(i32::MAX));
         let indices = goal.classes.iter().map(clip).collect();
+        let signs: Vec<f32> = goal.directions.iter().map(|direction| direction.sign()).collect();
         Ok(Self {
             ball,
             positions: (0..count).collect(),
             samples: goal.samples,
-            aim: goal.aim,
+            directions: goal.directions,
             class_tensor: int_tensor(indices, &device),
+            signs: Tensor::from_data(signs.as_slice(), &device),
             classes: goal.classes,
         })
     }
 
-    /// Refuses a targeted goal, for attacks that work on the label's boundary.
+    /// Refuses targets, for attacks that work on the label's boundary.
     pub(crate) fn require_untargeted(&self, attack: &'static str) -> Result<(), AttackError> {
-        match self.aim {
-            Aim::Untargeted => Ok(()),
-            Aim::Targeted => Err(AttackError::UnsupportedGoal { attack }),
+        match self.directions.iter().position(|&direction| direction == Direction::Towards) {
+            None => Ok(()),
+            Some(row) => Err(AttackError::UnsupportedGoal { attack, sample: self.positions[row] }),
         }
     }
 
@@ -72,35 +76,30 @@ impl Batch {
 
     /// The value to raise, for losses by the label or target.
     pub(crate) fn signed(&self, loss: Tensor<1>) -> Tensor<1> {
-        match self.aim {
-            Aim::Untargeted => loss,
-            Aim::Targeted => loss.neg(),
-        }
+        let signs = self.signs.clone().cast(loss.dtype());
+        loss * signs
     }
 
     /// For each row of logits the margin to bring down, and whether the sample is fooled.
     pub(crate) fn margins(&self, rows: &LogitRows) -> Vec<(f32, bool)> {
         rows.iter()
-            .zip(&self.classes)
-            .map(|(row, &class)| {
+            .zip(self.aims())
+            .map(|(row, (direction, class))| {
                 let others = row.iter().enumerate().filter(|(k, _)| *k as i64 != class);
                 let rival = others.map(|(_, &z)| z).fold(f32::NEG_INFINITY, f32::max);
                 let margin = row[class as usize] - rival;
-                let margin = match self.aim {
-                    Aim::Untargeted => margin,
-                    Aim::Targeted => -margin,
-                };
-                (margin, self.aim.reached(class, argmax(row)))
+                (direction.sign() * margin, direction.reached(class, argmax(row)))
             })
             .collect()
     }
 
-    /// 1 where the attacker raises the loss, -1 where it lowers it.
-    pub(crate) fn sign(&self) -> f32 {
-        match self.aim {
-            Aim::Untargeted => 1.0,
-            Aim::Targeted => -1.0,
-        }
+    /// 1 where the attacker raises the loss of this row, -1 where it lowers it.
+    pub(crate) fn sign(&self, row: usize) -> f32 {
+        self.directions[row].sign()
+    }
+
+    fn aims(&self) -> impl Iterator<Item = (Direction, i64)> {
+        self.directions.iter().copied().zip(self.classes.iter().copied())
     }
 
     /// Class numbers as a tensor on this batch's device.
@@ -154,9 +153,10 @@ impl Batch {
             ball: self.ball.select(tensor.clone()),
             positions: pick(&self.positions, rows),
             samples: pick(&self.samples, rows),
-            aim: self.aim,
+            directions: pick(&self.directions, rows),
             classes: pick(&self.classes, rows),
-            class_tensor: self.class_tensor.clone().select(0, tensor),
+            class_tensor: self.class_tensor.clone().select(0, tensor.clone()),
+            signs: self.signs.clone().select(0, tensor),
         }
     }
 
@@ -224,7 +224,7 @@ impl<'a> Oracle<'a> {
     }
 
     /// Logits, and the gradient by the images of the loss to raise (the target's loss, negated,
-    /// for a targeted goal).
+    /// where there is one).
     pub(crate) fn gradient(
         &mut self,
         batch: &Batch,
@@ -289,8 +289,8 @@ impl<'a> Oracle<'a> {
         let rows = read(batch, logits)?;
         Ok(rows
             .iter()
-            .zip(&batch.classes)
-            .map(|(row, &class)| batch.aim.reached(class, argmax(row)))
+            .zip(batch.aims())
+            .map(|(row, (direction, class))| direction.reached(class, argmax(row)))
             .collect())
     }
 
@@ -305,8 +305,8 @@ impl<'a> Oracle<'a> {
         let predictions: Vec<usize> = rows.iter().map(argmax).collect();
         let success = predictions
             .iter()
-            .zip(&batch.classes)
-            .map(|(&prediction, &class)| batch.aim.reached(class, prediction))
+            .zip(batch.aims())
+            .map(|(&prediction, (direction, class))| direction.reached(class, prediction))
             .collect();
         // The classes were checked against the logits.
         let loss = rows

@@ -88,7 +88,7 @@ impl Attack for Ensemble<'_> {
             let part = whole.select(&open);
             let mut keep = Vec::new();
             for (row, &position) in open.iter().enumerate() {
-                let value = whole.sign() * result.loss[row];
+                let value = whole.sign(position) * result.loss[row];
                 if result.success[row] || value > records[position] {
                     records[position] = value;
                     keep.push(row);

@@ -240,10 +240,12 @@ pub enum AttackError {
     },
 
     /// The attack chooses targets itself, or measures a distance to the label's boundary.
-    #[error("{attack} attacks the label: use `Goal::untargeted`")]
+    #[error("{attack} attacks the label, and sample {sample} has a target: use `Goal::untargeted`")]
     UnsupportedGoal {
         /// Name of the attack.
         attack: &'static str,
+        /// Row of the first sample with a target.
+        sample: usize,
     },
 
     /// The state of an earlier run cannot be read, or the new one cannot be written.

@@ -35,31 +35,51 @@ impl From<Tensor<1, Int>> for Labels {
     }
 }
 
+/// What the attacker wants of one sample; for [`Goal::mixed`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Aim {
+    /// Any prediction but this label.
+    Untargeted(usize),
+    /// The prediction of this class.
+    Targeted(usize),
+}
+
 /// What the attacker wants of each sample.
 ///
 /// Labels outside `0..classes` give [`AttackError::LabelOutOfRange`](crate::AttackError) as soon
 /// as the model has shown how many classes it has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Goal {
-    pub(crate) aim: Aim,
+    pub(crate) directions: Vec<Direction>,
+    /// The label or target of each sample.
     pub(crate) classes: Vec<i64>,
     /// The number of each sample in the data set.
     pub(crate) samples: Vec<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Aim {
-    Untargeted,
-    Targeted,
+pub(crate) enum Direction {
+    /// From the label.
+    Away,
+    /// To the target.
+    Towards,
 }
 
-impl Aim {
+impl Direction {
     /// Whether a sample with this label or target is fooled when the model predicts `prediction`.
     pub(crate) fn reached(self, class: i64, prediction: usize) -> bool {
         let same = i64::try_from(prediction) == Ok(class);
         match self {
-            Aim::Untargeted => !same,
-            Aim::Targeted => same,
+            Direction::Away => !same,
+            Direction::Towards => same,
+        }
+    }
+
+    /// 1 where the attacker raises the loss, -1 where it lowers it.
+    pub(crate) fn sign(self) -> f32 {
+        match self {
+            Direction::Away => 1.0,
+            Direction::Towards => -1.0,
         }
     }
 }
@@ -67,12 +87,26 @@ impl Aim {
 impl Goal {
     /// Any prediction but the true label: the attack raises the loss of the label.
     pub fn untargeted(labels: impl Into<Labels>) -> Self {
-        Self::new(Aim::Untargeted, labels.into())
+        Self::new(Direction::Away, labels.into())
     }
 
     /// The prediction `targets`: the attack lowers the loss of the target.
     pub fn targeted(targets: impl Into<Labels>) -> Self {
-        Self::new(Aim::Targeted, targets.into())
+        Self::new(Direction::Towards, targets.into())
+    }
+
+    /// An aim of its own for each sample, in the order of the batch.
+    ///
+    /// Attacks that need an untargeted goal refuse a batch with any target.
+    pub fn mixed(aims: impl IntoIterator<Item = Aim>) -> Self {
+        let (directions, classes): (Vec<_>, Vec<_>) = aims
+            .into_iter()
+            .map(|aim| match aim {
+                Aim::Untargeted(label) => (Direction::Away, label),
+                Aim::Targeted(target) => (Direction::Towards, target),
+            })
+            .unzip();
+        Self { directions, ..Self::new(Direction::Away, classes.into()) }
     }
 
     /// Says that the batch holds the samples `first, first + 1, ...` of a data set (default 0).
@@ -88,7 +122,7 @@ impl Goal {
     /// The goal of the samples at `rows`, which keep their numbers.
     pub(crate) fn select(&self, rows: &[usize]) -> Self {
         Self {
-            aim: self.aim,
+            directions: rows.iter().map(|&row| self.directions[row]).collect(),
             classes: rows.iter().map(|&row| self.classes[row]).collect(),
             samples: rows.iter().map(|&row| self.samples[row]).collect(),
         }
@@ -103,7 +137,8 @@ impl Goal {
         self
     }
 
-    fn new(aim: Aim, Labels(classes): Labels) -> Self {
-        Self { aim, samples: (0..classes.len() as u64).collect(), classes }
+    fn new(direction: Direction, Labels(classes): Labels) -> Self {
+        let count = classes.len();
+        Self { directions: vec![direction; count], samples: (0..count as u64).collect(), classes }
     }
 }

@@ -118,7 +118,7 @@ pub use evaluate::{Evaluation, Pixels, Report, SampleRecord, StageReport, evalua
 pub use fab::{Fab, Minimal};
 pub use fgsm::Fgsm;
 pub use flag::Flag;
-pub use goal::{Goal, Labels};
+pub use goal::{Aim, Goal, Labels};
 pub use identity::Identity;
 pub use loss::{CustomLoss, Loss, cross_entropy, dlr, margin, targeted_dlr};
 pub use noise_fgsm::{NFgsm, RFgsm};

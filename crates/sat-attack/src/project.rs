@@ -1,4 +1,5 @@
 use burn::tensor::{Bool, Int, Tensor, TensorData};
+use sat_core::sign_step;
 
 use crate::loss::widen;
 use crate::rng::{Purpose, Stream};
@@ -113,20 +114,24 @@ impl Ball {
     /// Linf: `size * sign(g)` with `sign(0) = 0`. L2: `size * g / max(|g|, 1e-12)`, so a zero
     /// gradient gives no step. L1: `size / k * sign(g)` on the `k` pixel values with the largest
     /// `|g|`, the largest 5 % of those that can still move that way (SLIDE of Tramer and Boneh 2019,
-    /// arXiv 1904.13000).
+    /// arXiv 1904.13000). In Linf that is one pass ([`sign_step`]); the others need sums or an order
+    /// over the whole image, and are composed of Burn's operations.
     ///
     /// # Panics
     ///
     /// When a shape does not fit the clean images'.
     pub fn step(&self, images: Tensor<4>, gradient: Tensor<4>, size: Tensor<4>) -> Tensor<4> {
         let gradient = self.free(gradient);
-        let direction = match self.region {
-            Region::Linf { .. } => gradient.sign(),
+        let direction = match &self.region {
+            Region::Linf { lower, upper } => {
+                let moved = sign_step(images, gradient, size, lower.clone(), upper.clone());
+                return self.masked(moved);
+            }
             Region::L2 { .. } => {
                 let length = l2_norm(gradient.clone()).clamp_min(MIN_NORM);
                 gradient / length
             }
-            Region::L1 { lower, upper } => {
+            &Region::L1 { lower, upper } => {
                 // What sits at a bound cannot follow its gradient across it.
                 let stuck = (images.clone().greater_equal_scalar(upper))
                     .bool_and(gradient.clone().greater_scalar(0.0))

@@ -188,9 +188,9 @@ impl<'m> Merge<'m> {
         }
         let images = self.images.clone().select(0, self.whole.rows(&open));
         let more = run(images, self.goal.select(&open), &self.threat.select(&open))?;
-        let sign = self.whole.sign();
         let mut keep = Vec::new();
         for (row, &position) in open.iter().enumerate() {
+            let sign = self.whole.sign(position);
             if more.success[row] || sign * more.loss[row] > sign * self.result.loss[position] {
                 self.result.success[position] = more.success[row];
                 self.result.loss[position] = more.loss[row];

@@ -3,12 +3,18 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
+#[path = "../../../tests/common/mod.rs"]
+mod common;
+#[path = "../../../tests/common/mnist.rs"]
+mod mnist;
+
 use burn::tensor::activation::relu;
 use burn::tensor::module::conv2d;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor, TensorData};
 use sat_attack::{
-    Adversarial, Apgd, Attack, AutoAttack, Fab, Fgsm, Goal, Norm, Pgd, Square, ThreatModel, Victim,
+    Adversarial, Apgd, Attack, AutoAttack, Fab, Fgsm, Goal, Norm, Pgd, RandomStart, Square,
+    ThreatModel, Victim,
 };
 
 const COUNT: usize = 6;
@@ -98,6 +104,76 @@ fn attacks_do_the_same_on_every_device() {
                     let near = (loss - want).abs() < 1e-2 * want.abs().max(1.0);
                     assert!(near, "{device_name}: {name}, {norm}: {loss}, not {want}");
                 }
+            }
+        }
+    }
+}
+
+fn mean(values: &[f32]) -> f64 {
+    values.iter().copied().map(f64::from).sum::<f64>() / values.len() as f64
+}
+
+/// The known answers of `tests/golden_mnist.rs` and `tests/golden_autoattack.rs`.
+#[test]
+fn known_answers_on_the_tiny_mnist_network() {
+    let Some(golden) = common::shared().map(|shared| shared.join("golden")) else { return };
+    let threat = ThreatModel::linf(0.1);
+    let pgd = Pgd::default().steps(10).step_size(0.025).random_start(RandomStart::Never);
+    let apgd = Apgd::ce().random_start(RandomStart::Never);
+    let attacks: [(&str, &dyn Attack, usize, f64); 3] = [
+        ("fgsm", &Fgsm::default(), 4, 2.529_236),
+        ("pgd", &pgd, 3, 2.650_857),
+        ("apgd", &apgd, 3, 2.687_909),
+    ];
+    for (device_name, device) in devices() {
+        let model = mnist::tiny(&golden, &device);
+        let victim = Victim::new(&model);
+        let (images, labels) = mnist::read_images(&golden, &device);
+        for (name, attack, correct, loss) in attacks {
+            let goal = Goal::untargeted(labels.clone());
+            let adv = attack.run(&victim, images.clone(), goal, &threat).unwrap();
+            assert_eq!(adv.robust(), correct, "{device_name}: {name}");
+            let got = mean(&adv.loss);
+            assert!((got - loss).abs() < 1e-3, "{device_name}: {name}: {got}, not {loss}");
+        }
+    }
+}
+
+/// On two images of the larger network: a software GPU takes its time over convolutions.
+#[test]
+fn every_device_attacks_the_mnist_cnn_alike() {
+    let Some(golden) = common::shared().map(|shared| shared.join("golden")) else { return };
+    let attacks: [(&str, Box<dyn Attack>); 4] = [
+        ("fgsm", Box::new(Fgsm::default())),
+        ("pgd", Box::new(Pgd::default().steps(3))),
+        ("apgd", Box::new(Apgd::ce().steps(3))),
+        ("square", Box::new(Square::default().queries(10))),
+    ];
+    let threat = ThreatModel::linf(0.3);
+    let mut reference: Vec<Adversarial> = Vec::new();
+    for (device_name, device) in devices() {
+        let model = mnist::cnn(&golden, &device);
+        let victim = Victim::new(&model);
+        let (images, labels) = mnist::read_images(&golden, &device);
+        let images = images.narrow(0, 0, 2);
+        let results: Vec<Adversarial> = attacks
+            .iter()
+            .map(|(_, attack)| {
+                let goal = Goal::untargeted(&labels[..2]);
+                attack.run(&victim, images.clone(), goal, &threat).unwrap()
+            })
+            .collect();
+        if reference.is_empty() {
+            let clean = victim.logits(images).unwrap();
+            assert_eq!(clean.dims(), [2, 10], "{device_name}");
+            reference = results;
+            continue;
+        }
+        for (((name, _), got), want) in attacks.iter().zip(&results).zip(&reference) {
+            assert_eq!(got.success, want.success, "{device_name}: {name}");
+            for (loss, want) in got.loss.iter().zip(&want.loss) {
+                let near = (loss - want).abs() < 1e-2 * want.abs().max(1.0);
+                assert!(near, "{device_name}: {name}: {loss}, not {want}");
             }
         }
     }

@@ -13,6 +13,7 @@
 //! | a module in a model | [`Activation`], built by [`ActivationConfig::init`] |
 //! | a normalisation and its activation in one operation | [`BatchNormAct`], built by [`BatchNormActConfig::init`] |
 //! | a convolution that is fast on the CPU | [`Conv2d`], in the place of Burn's |
+//! | the step of an attack in Linf | [`sign_step`] |
 //! | a choice in a configuration file or on a command line | [`ActivationConfig`], `"silu".parse()` |
 //! | another gradient than the function's own | [`Gradient::Of`], `"relu~psoftplus:10"` |
 //!
@@ -49,17 +50,19 @@ mod lane;
 mod norm;
 #[cfg(any(feature = "flex", feature = "cube"))]
 mod single;
+mod step;
 mod value;
 
 pub use activation::{
     Activation, ActivationConfig, Function, Gradient, Learnable, SharedParameters, Sharing,
     activation_parameters, replace_activations, replace_gradients,
 };
-pub use backend::{ActivationBackend, ConvBackend, NormBackend, Optional, Pair};
+pub use backend::{ActivationBackend, ConvBackend, NormBackend, Optional, Pair, StepBackend};
 pub use conv::{Conv2d, Conv2dConfig};
 pub use curve::Curve;
 pub use error::ActivationError;
 pub use norm::{BatchNormAct, BatchNormActConfig, NormError};
+pub use step::sign_step;
 pub use tensor::ActivationExt;
 
 /// Runs the code of the README.

@@ -33,7 +33,8 @@
 //! ```
 //!
 //! [`ResNetConfig`], [`PreActResNetConfig`] and [`EfficientNetConfig`] describe networks of any size;
-//! [`StateDict`] gives a module of your own the same weights files.
+//! [`StateDict`] gives a module of your own the same weights files. [`pretrained`] knows torchvision's weights, and
+//! [`remote::RemoteFile`] fetches and checks any others.
 
 #![warn(missing_docs)]
 
@@ -43,7 +44,9 @@ mod efficientnet;
 mod init;
 mod network;
 mod preact_resnet;
+mod pretrained;
 mod registry;
+pub mod remote;
 mod resnet;
 mod weights;
 
@@ -55,6 +58,7 @@ pub use efficientnet::{
 pub use init::Initialization;
 pub use network::{Model, NetworkConfig};
 pub use preact_resnet::{PreActResNet, PreActResNetConfig, PreActStyle};
+pub use pretrained::{Pretrained, Torchvision, pretrained};
 pub use registry::{ModelName, UnknownModel};
 pub use resnet::{BlockConfig, Pool, ResNet, ResNetConfig, StageConfig, StemConfig};
 pub use weights::{

@@ -21,10 +21,13 @@ use zip::write::SimpleFileOptions;
 type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
 /// The containers of `torch.save`.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Container {
     Zip,
+    /// PyTorch 0.1.10 to 1.5.
     Legacy,
+    /// Before that.
+    Tar,
 }
 
 /// Writes pickles, protocol 2.
@@ -79,7 +82,11 @@ fn checkpoint(container: Container, wrappers: &[&str], tensors: &Tensors) -> Vec
     }
     pickle = pickle.raw(b"}(");
     for (i, (key, (shape, values))) in tensors.iter().enumerate() {
-        pickle = pickle.text(key).tensor(container, &i.to_string(), values.len(), shape);
+        let number = i.to_string();
+        pickle = match container {
+            Container::Tar => pickle.text(key).text(&number).raw(b"Q"),
+            _ => pickle.text(key).tensor(container, &number, values.len(), shape),
+        };
     }
     pickle = pickle.raw(b"u");
     for _ in wrappers {
@@ -87,6 +94,13 @@ fn checkpoint(container: Container, wrappers: &[&str], tensors: &Tensors) -> Vec
     }
     let pickle = pickle.end();
     let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+    let system = Pickle::new()
+        .raw(b"}(")
+        .text("protocol_version")
+        .int(1001)
+        .text("little_endian")
+        .raw(b"\x88u")
+        .end();
     match container {
         Container::Zip => {
             let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
@@ -108,13 +122,7 @@ fn checkpoint(container: Container, wrappers: &[&str], tensors: &Tensors) -> Vec
             let magic = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19";
             let mut file = Pickle::new().raw(magic).end();
             file.extend(Pickle::new().int(1001).end());
-            let system = Pickle::new()
-                .raw(b"}(")
-                .text("protocol_version")
-                .int(1001)
-                .text("little_endian")
-                .raw(b"\x88u");
-            file.extend(system.end());
+            file.extend(system);
             file.extend(pickle);
             let keys = (0..tensors.len())
                 .fold(Pickle::new().raw(b"]("), |pickle, i| pickle.text(&i.to_string()));
@@ -125,7 +133,44 @@ fn checkpoint(container: Container, wrappers: &[&str], tensors: &Tensors) -> Vec
             }
             file
         }
+        Container::Tar => {
+            let words = |words: &[usize]| {
+                words.iter().flat_map(|&word| (word as i64).to_le_bytes()).collect()
+            };
+            let count = Pickle::new().int(tensors.len()).end();
+            let (mut storages, mut headers) = (count.clone(), count);
+            for (i, (shape, values)) in tensors.values().enumerate() {
+                let number = i.to_string();
+                let start = || Pickle::new().raw(b"(").text(&number);
+                storages.extend(start().text("cpu").raw(b"ctorch\nFloatStorage\nt").end());
+                storages.extend::<Vec<u8>>(words(&[values.len()]));
+                storages.extend(bytes(values));
+                headers.extend(start().text(&number).raw(b"ctorch\nFloatTensor\nt").end());
+                headers.extend([shape.len() as u8, 0, 0, 0, 0, 0, 0, 0]);
+                let strides = (0..shape.len()).map(|axis| shape[axis + 1..].iter().product());
+                let numbers: Vec<usize> = shape.iter().copied().chain(strides).chain([0]).collect();
+                headers.extend::<Vec<u8>>(words(&numbers));
+            }
+            storages.extend(Pickle::new().raw(b"]").end());
+            archive(&[
+                ("sys_info", &system),
+                ("storages", &storages),
+                ("tensors", &headers),
+                ("pickle", &pickle),
+            ])
+        }
     }
+}
+
+fn archive(entries: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (name, bytes) in entries {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, name, *bytes).unwrap();
+    }
+    tar.into_inner().unwrap()
 }
 
 fn tiny() -> NetworkConfig {
@@ -166,9 +211,9 @@ fn load(config: &NetworkConfig, bytes: &[u8]) -> Result<Model, WeightsError> {
 }
 
 #[test]
-fn checkpoints_of_both_containers_load() {
+fn checkpoints_of_all_containers_load() {
     let saved = tensors(&tiny().init(1, &Device::flex()));
-    for container in [Container::Zip, Container::Legacy] {
+    for container in [Container::Zip, Container::Legacy, Container::Tar] {
         for wrappers in [&[][..], &["state_dict"], &["model_state_dict"]] {
             let loaded = load(&tiny(), &checkpoint(container, wrappers, &saved)).unwrap();
             assert_eq!(tensors(&loaded), saved);
@@ -370,7 +415,7 @@ fn code_in_a_pickle_does_not_run() {
 fn huge_sizes_are_refused_without_being_allocated() {
     let saved = tensors(&tiny().init(1, &Device::flex()));
     for shape in [vec![1 << 40], vec![1 << 31, 1 << 31], vec![usize::MAX >> 1, 2]] {
-        for container in [Container::Zip, Container::Legacy] {
+        for container in [Container::Zip, Container::Legacy, Container::Tar] {
             let mut huge = saved.clone();
             huge.insert("fc.bias".into(), (shape.clone(), vec![0.0]));
             load(&tiny(), &checkpoint(container, &[], &huge)).unwrap_err();
@@ -393,16 +438,77 @@ fn sample(container: Container) -> Vec<u8> {
     checkpoint(container, &["state_dict"], &tensors(&tiny().init(1, &Device::flex())))
 }
 
+/// What people have at hand in the place of weights.
+#[test]
+fn other_files_are_refused_with_their_name() {
+    let zip_of_arrays = {
+        let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
+        let options =
+            SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+        zip.start_file("conv1.weight.npy", options).unwrap();
+        zip.write_all(b"\x93NUMPY\x01\x00").unwrap();
+        zip.finish().unwrap().into_inner()
+    };
+    let others: [(&str, Vec<u8>); 12] = [
+        ("nothing", Vec::new()),
+        ("a web page", b"<!DOCTYPE html><html><body>404 Not Found</body></html>".to_vec()),
+        ("a Git LFS pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:0".to_vec()),
+        ("gzip", b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03\x03\x00".to_vec()),
+        ("HDF5 (Keras)", b"\x89HDF\r\n\x1a\n\x00\x00\x00\x00\x00\x08\x08\x00".to_vec()),
+        ("NumPy", b"\x93NUMPY\x01\x00v\x00{'descr': '<f4'}".to_vec()),
+        ("ONNX", b"\x08\x08\x12\x07pytorch\x1a\x031.9".to_vec()),
+        ("GGUF", b"GGUF\x03\x00\x00\x00\x00\x00\x00\x00".to_vec()),
+        ("a zip of arrays", zip_of_arrays),
+        ("a tar of photographs", archive(&[("n01440764/1.jpg", b"\xff\xd8\xff\xe0")])),
+        ("a tar without tensors", archive(&[("pickle", b"\x80\x02}."), ("storages", b"")])),
+        ("a pickle of a list", Pickle::new().raw(b"](").int(1).raw(b"e").end()),
+    ];
+    for (what, bytes) in others {
+        let error = load(&tiny(), &bytes).unwrap_err();
+        assert!(matches!(error, WeightsError::CorruptPytorch { .. }), "{what}: {error}");
+        assert!(error.to_string().contains("model.pth"), "{what}: {error}");
+    }
+}
+
+/// Entries of an archive that claim more than there is.
+#[test]
+fn tars_that_claim_too_much_are_refused_without_allocating_it() {
+    let many = Pickle::new().int(usize::MAX >> 2).end();
+    let system = Pickle::new().raw(b"}(").text("little_endian").raw(b"\x88u").end();
+    let one = [
+        &Pickle::new().int(1).end()[..],
+        &Pickle::new().raw(b"(").text("0").text("cpu").raw(b"ctorch\nFloatStorage\nt").end(),
+        &(i64::MAX >> 3).to_le_bytes(),
+    ]
+    .concat();
+    for storages in [&many, &one] {
+        let entries =
+            [("sys_info", &system), ("storages", storages), ("tensors", &many), ("pickle", &many)];
+        let bytes = archive(&entries.map(|(name, bytes)| (name, &bytes[..])));
+        let error = load(&tiny(), &bytes).unwrap_err();
+        assert!(matches!(error, WeightsError::CorruptPytorch { .. }), "{error}");
+    }
+    let mut huge = tar::Header::new_ustar();
+    huge.set_path("storages").unwrap();
+    huge.set_size(1 << 50);
+    huge.set_cksum();
+    load(&tiny(), huge.as_bytes()).unwrap_err();
+}
+
+fn container() -> impl Strategy<Value = Container> {
+    prop_oneof![Just(Container::Zip), Just(Container::Legacy), Just(Container::Tar)]
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(150))]
 
     /// Damage anywhere gives a model or an error, never a panic.
     #[test]
     fn damaged_bytes_never_panic(
-        legacy in any::<bool>(),
+        container in container(),
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
     ) {
-        let mut bytes = sample(if legacy { Container::Legacy } else { Container::Zip });
+        let mut bytes = sample(container);
         for (position, value) in changes {
             let position = position.index(bytes.len());
             bytes[position] = value;
@@ -411,9 +517,11 @@ proptest! {
     }
 
     #[test]
-    fn cut_files_are_errors(legacy in any::<bool>(), length in any::<prop::sample::Index>()) {
-        let bytes = sample(if legacy { Container::Legacy } else { Container::Zip });
-        let length = length.index(bytes.len());
+    fn cut_files_are_errors(container in container(), length in any::<prop::sample::Index>()) {
+        let bytes = sample(container);
+        // Nothing in a tar's last two blocks, and in the rest of the one before, is missed.
+        let needed = bytes.len() - if container == Container::Tar { 3 * 512 } else { 0 };
+        let length = length.index(needed);
         prop_assert!(load(&tiny(), &bytes[..length]).is_err());
     }
 
@@ -421,5 +529,8 @@ proptest! {
     #[test]
     fn random_pickles_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         let _ = load(&tiny(), &[b"\x80\x02}(", &bytes[..]].concat());
+        let system = Pickle::new().raw(b"}(").text("little_endian").raw(b"\x88u").end();
+        let parts = ["storages", "tensors", "pickle"].map(|name| (name, &bytes[..]));
+        let _ = load(&tiny(), &archive(&[&[("sys_info", &system[..])][..], &parts].concat()));
     }
 }

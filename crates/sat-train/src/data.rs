@@ -68,9 +68,8 @@ pub use folder::ImageFolder;
 pub use idx::{fashion_mnist, mnist};
 #[cfg(feature = "images")]
 pub use loader::{BrokenImage, ByteBatch, Loader, LoaderConfig, Remainder};
-pub use remote::{
-    CIFAR10_BINARY, CIFAR10_PYTHON, CIFAR100_BINARY, CIFAR100_PYTHON, Network, RemoteFile,
-};
+pub use remote::{CIFAR10_BINARY, CIFAR10_PYTHON, CIFAR100_BINARY, CIFAR100_PYTHON};
+pub use sat_models::remote::{FetchError, Network, Progress, RemoteFile};
 pub use set::ImageSet;
 #[cfg(feature = "images")]
 pub use shards::{ShardOrder, ShardSet};

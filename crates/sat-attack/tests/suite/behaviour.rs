@@ -3,8 +3,8 @@ use std::ops::ControlFlow;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use sat_attack::{
-    Adversarial, Attack, Fgsm, Goal, Identity, Loss, Norm, Pgd, RandomStart, ThreatModel, Victim,
-    cross_entropy, evaluate,
+    Adversarial, Aim, Apgd, Attack, AttackError, Ball, Ensemble, Fab, Fgsm, Goal, Identity, Loss,
+    Norm, Pgd, RandomStart, Restarts, Square, ThreatModel, Victim, cross_entropy, evaluate,
 };
 
 use crate::models::{batch, bits, convolutional, images, labels, linear, tensor, to_vec};
@@ -258,6 +258,73 @@ fn targeted_attacks_raise_the_target() {
             assert!(adv.loss[sample] < clean.loss[sample]);
             assert_eq!(adv.success[sample], adv.predictions[sample] == target);
         }
+    }
+}
+
+#[test]
+fn each_sample_has_its_own_goal() {
+    let victim = convolutional(1, 5);
+    let x = batch(2, 8);
+    let labels = labels(&victim, &x);
+    let targets: Vec<usize> = labels.iter().map(|k| (k + 1) % 5).collect();
+    let is_targeted = |sample: usize| !sample.is_multiple_of(3);
+    let mixed = Goal::mixed((0..8).map(|sample| match is_targeted(sample) {
+        true => Aim::Targeted(targets[sample]),
+        false => Aim::Untargeted(labels[sample]),
+    }));
+    let pgd = || Pgd::default().steps(8).step_size(0.05);
+    let attacks: [Box<dyn Attack>; 6] = [
+        Box::new(Fgsm::default()),
+        Box::new(pgd().restarts(2).stop_when_fooled()),
+        Box::new(Apgd::ce().steps(10)),
+        Box::new(Square::default().queries(60)),
+        Box::new(Restarts::new(pgd(), 2)),
+        Box::new(Ensemble::new().then("pgd", pgd()).then("square", Square::default().queries(20))),
+    ];
+    let threat = ThreatModel::linf(0.2);
+    for attack in &attacks {
+        let run = |goal: &Goal| run(attack.as_ref(), &victim, &x, goal, &threat);
+        let away = run(&Goal::untargeted(labels.clone()));
+        let towards = run(&Goal::targeted(targets.clone()));
+        let both = run(&mixed);
+        let mut reached = [0, 0];
+        for sample in 0..8 {
+            let targeted = is_targeted(sample);
+            let alone = if targeted { &towards } else { &away };
+            let name = attack.describe();
+            assert_eq!(both.success[sample], alone.success[sample], "{name}, sample {sample}");
+            assert_eq!(both.predictions[sample], alone.predictions[sample], "{name}");
+            let near = (both.loss[sample] - alone.loss[sample]).abs() < 1e-3;
+            assert!(near, "{name}: {} {}", both.loss[sample], alone.loss[sample]);
+            reached[usize::from(targeted)] += usize::from(both.success[sample]);
+        }
+        assert!(reached[0] > 0, "{}: no label was left", attack.describe());
+        // One step reaches few targets.
+        assert!(reached[1] > 0 || attack.describe()["name"] == "fgsm", "{}", attack.describe());
+    }
+    let refused = Fab::targeted().run(&victim, x.clone(), mixed, &threat);
+    assert!(matches!(refused, Err(AttackError::UnsupportedGoal { sample: 1, .. })));
+}
+
+#[test]
+fn a_step_in_linf_is_a_signed_step_and_a_projection() {
+    let x = batch(1, 4);
+    let mask: Vec<bool> = (0..32).map(|i| i % 5 != 0).collect();
+    let threats = [0.1, 0.0].map(ThreatModel::linf).into_iter().chain([
+        ThreatModel::linf(0.0).eps_per_sample(vec![0.0, 0.05, 0.3, 2.0]),
+        ThreatModel::linf(0.2).mask(vec![mask; 4]),
+    ]);
+    let size = Tensor::<1>::from_floats([0.1, 0.03, 0.2, 0.0], &x.device()).reshape([4, 1, 1, 1]);
+    for threat in threats {
+        let ball = Ball::new(x.clone(), &threat).unwrap();
+        let start = ball.project(x.clone() + tensor(2, [4, 2, 4, 4]) * 0.2);
+        let mut gradient = to_vec(tensor(3, [4, 2, 4, 4]));
+        gradient[7] = f32::NAN;
+        gradient[40] = 0.0;
+        let gradient = Tensor::from_data(TensorData::new(gradient, [4, 2, 4, 4]), &x.device());
+        let want = ball.project(start.clone() + gradient.clone().sign() * size.clone());
+        let got = ball.step(start, gradient, size.clone());
+        assert_eq!(bits(&got), bits(&want), "{threat:?}");
     }
 }
 

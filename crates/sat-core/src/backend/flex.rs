@@ -274,7 +274,7 @@ fn parameter_sums<E: Stored, F: Formula>(
 /// Calls `in_place(position, block)` on all elements where nobody else holds the buffer, and
 /// `anew(position, block, new block)` into a fresh one where somebody does. `anew` must write every
 /// element of its block.
-fn rewrite<E: Stored>(
+pub(super) fn rewrite<E: Stored>(
     mut tensor: FlexTensor,
     start: usize,
     in_place: impl Fn(usize, &mut [E]) + Sync,

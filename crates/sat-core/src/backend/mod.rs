@@ -14,11 +14,14 @@ mod cube;
 #[cfg(feature = "flex")]
 mod flex;
 mod norm;
+mod step;
 #[cfg(feature = "flex")]
 mod threads;
 
 pub use conv::ConvBackend;
 pub use norm::{NormBackend, Optional};
+pub use step::StepBackend;
+pub(crate) use step::composed_sign_step;
 
 use crate::{activation::Gradient, curve::Curve};
 use burn::{

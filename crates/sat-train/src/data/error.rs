@@ -163,32 +163,6 @@ pub enum DataError {
         /// What would do.
         expected: &'static str,
     },
-    /// A file is not there, and it is not to be fetched.
-    #[error("{}: not there, and downloads are off; fetch {url} yourself and put it there", path.display())]
-    Offline {
-        /// Where the file is expected.
-        path: PathBuf,
-        /// Where it can be found.
-        url: String,
-    },
-    /// A file could not be fetched.
-    #[error("cannot download {url}: {reason}; try again, or fetch it yourself")]
-    Download {
-        /// The address.
-        url: String,
-        /// What went wrong.
-        reason: String,
-    },
-    /// A file is not the official one.
-    #[error("{}: its SHA-256 is {actual}, not {expected}; delete it and download it again", path.display())]
-    Checksum {
-        /// The file, or where it would have been put.
-        path: PathBuf,
-        /// The official SHA-256.
-        expected: String,
-        /// The one found.
-        actual: String,
-    },
     /// A cargo feature is needed that this build lacks.
     #[error("{what} needs the cargo feature `{feature}` of sat-train")]
     MissingFeature {
