@@ -1,6 +1,6 @@
 use crate::{
     average::WeightAverage,
-    checkpoint::{CheckpointError, Checkpoints, Loaded, Snapshot},
+    checkpoint::{CheckpointError, Checkpoints, DataIdentity, Loaded, Snapshot},
     data::ImageSet,
     recipe::{Recipe, RecipeError},
     step::{AdversarialStep, correct, optimizer, training_device},
@@ -152,7 +152,8 @@ pub enum TrainError {
 /// [`Normalized`](crate::Normalized)). After every epoch, and when it is stopped, the state goes to
 /// `checkpoints`, if there are any. Everything random follows from the recipe's seed, the epoch and
 /// the number of samples seen, so a resumed training ends with the weights of an unbroken one: bit
-/// for bit on Flex. Dropout and stochastic depth are the exception: their noise starts anew.
+/// for bit on Flex. That includes dropout and stochastic depth in networks whose
+/// [`reseed`](Classifier::reseed) starts their noise: it is called before each step.
 ///
 /// `observe` sees the progress after every step; `ControlFlow::Break` stops the training after a
 /// checkpoint.
@@ -174,7 +175,7 @@ pub fn train<M: Module + Classifier>(
     mut observe: impl FnMut(&Progress) -> ControlFlow<()>,
 ) -> Result<Trained<M>, TrainError> {
     recipe.validate()?;
-    let samples = data.len();
+    let checkpoints = checkpoints.map(|(folder, start)| (folder, start, DataIdentity::of(data)));
     let (data, held_out) = hold_out(data, recipe);
     let batch_size = recipe.batch_size;
     let per_epoch = data.len() / batch_size;
@@ -183,17 +184,17 @@ pub fn train<M: Module + Classifier>(
     }
     let device = training_device(device);
     let step = AdversarialStep::new(recipe);
-    let resumed = match checkpoints {
-        Some((checkpoints, Start::Resume | Start::ResumeOrFresh)) => {
-            checkpoints.load(&model, recipe, samples, |model| optimizer(recipe, model))?
+    let resumed = match &checkpoints {
+        Some((checkpoints, Start::Resume | Start::ResumeOrFresh, identity)) => {
+            checkpoints.load(&model, recipe, identity, |model| optimizer(recipe, model))?
         }
-        Some((checkpoints, Start::Fresh)) => match checkpoints.latest()? {
+        Some((checkpoints, Start::Fresh, _)) => match checkpoints.latest()? {
             Some(path) => return Err(CheckpointError::Occupied { path }.into()),
             None => None,
         },
         None => None,
     };
-    if let (None, Some((checkpoints, Start::Resume))) = (&resumed, checkpoints) {
+    if let (None, Some((checkpoints, Start::Resume, _))) = (&resumed, &checkpoints) {
         return Err(CheckpointError::Nothing { path: checkpoints.folder().to_owned() }.into());
     }
     let Loaded { mut model, mut optimizer, averaged, mut progress } =
@@ -275,7 +276,7 @@ pub fn train<M: Module + Classifier>(
         if stopped && !epoch_ends && !is_finite(&model) {
             return Err(TrainError::NonFiniteWeights { step: number });
         }
-        if let Some((checkpoints, _)) = checkpoints
+        if let Some((checkpoints, _, data)) = &checkpoints
             && (epoch_ends || stopped)
         {
             checkpoints.save(Snapshot {
@@ -283,7 +284,7 @@ pub fn train<M: Module + Classifier>(
                 averaged: average.as_ref().map(WeightAverage::model),
                 optimizer: &optimizer,
                 recipe,
-                samples,
+                data,
                 progress: &progress,
             })?;
         }

@@ -6,6 +6,7 @@ use sha2::{Digest, Sha256};
 
 use super::DataError;
 use super::source::io_error;
+use crate::units::hex;
 
 /// A public file and its SHA-256.
 ///
@@ -149,5 +150,5 @@ fn copy(mut from: impl Read, mut to: impl Write) -> std::io::Result<String> {
             }
         }
     }
-    Ok(sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&sum.finalize()))
 }
