@@ -1,4 +1,4 @@
-use crate::{data::ImageSet, recipe::Recipe, train::Progress, units::hex};
+use crate::{recipe::Recipe, source::TrainingData, train::Progress, units::hex};
 use burn::{module::Module, optim::ModuleOptimizer, store::RecordError};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -113,7 +113,7 @@ pub(crate) struct DataIdentity {
 }
 
 impl DataIdentity {
-    pub(crate) fn of(data: &ImageSet) -> Self {
+    pub(crate) fn of(data: &impl TrainingData) -> Self {
         Self { samples: data.len(), sha256: data.sha256() }
     }
 }

@@ -301,7 +301,7 @@ impl ModuleMapper for Perturb {
 }
 
 /// Multiplies each gradient by a factor `[1]`.
-fn scale<M: Module>(gradients: &mut GradientsParams, model: &M, factor: &Tensor<1>) {
+pub(crate) fn scale<M: Module>(gradients: &mut GradientsParams, model: &M, factor: &Tensor<1>) {
     struct Scale<'a> {
         gradients: &'a mut GradientsParams,
         factor: &'a Tensor<1>,
@@ -323,7 +323,7 @@ fn scale<M: Module>(gradients: &mut GradientsParams, model: &M, factor: &Tensor<
 
 /// Scales all gradients by min(1, largest/(norm + 1e-6)), where the norm is that of all of them
 /// together, as `torch.nn.utils.clip_grad_norm_` does.
-fn clip<M: Module>(gradients: &mut GradientsParams, model: &M, largest: f64) {
+pub(crate) fn clip<M: Module>(gradients: &mut GradientsParams, model: &M, largest: f64) {
     struct Squares<'a> {
         gradients: &'a GradientsParams,
         sum: Option<Tensor<1>>,
