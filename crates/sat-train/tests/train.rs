@@ -304,7 +304,9 @@ fn bad_checkpoints_are_told_apart_and_left_alone() {
     let other = run(model(), &Recipe { seed: 5, ..recipe() }, Start::Resume).unwrap_err();
     assert!(matches!(other, TrainError::Checkpoint(CheckpointError::OtherRun { .. })));
     let data = ImageSet::new(
-        (0..40).flat_map(|i| data.image(i).iter().map(|byte| byte ^ u8::from(i == 39))).collect(),
+        (0..40)
+            .flat_map(|i| data.image(i).iter().map(move |byte| byte ^ u8::from(i == 39)))
+            .collect(),
         data.shape(),
         data.labels().to_vec(),
         data.class_names().to_vec(),
