@@ -375,7 +375,7 @@ fn train(arguments: &Train) -> Result<(), Failure> {
         classes,
         resolution: common.resolution(),
         complete,
-        skipped: data.skipped(),
+        skipped: data.broken_files(),
         result,
     };
     save(&common.report(), &report)

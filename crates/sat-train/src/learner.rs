@@ -8,9 +8,9 @@
 //! ```
 //! # #[cfg(feature = "flex")] {
 //! use burn::tensor::Device;
-//! use burn::train::logger::InMemoryMetricLogger;
 //! use sat_models::{ResNetConfig, StageConfig};
-//! use sat_train::{Normalized, Recipe, data::ImageSet, learner::{Adversarial, TrainingImages, ValidationImages}};
+//! use sat_train::{Normalized, Recipe, data::ImageSet};
+//! use sat_train::learner::{Adversarial, TrainingImages, ValidationImages};
 //!
 //! let device = Device::flex().autodiff();
 //! let mut config = ResNetConfig::resnet20().with_input_channels(1).with_classes(2);
@@ -35,7 +35,7 @@
 //! assert!(result.error.is_none());
 //! let trained = result.model.result();
 //! # let _ = std::fs::remove_dir_all(folder);
-//! # let _ = (trained, InMemoryMetricLogger::new());
+//! # let _ = trained;
 //! # }
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

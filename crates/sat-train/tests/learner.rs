@@ -1,7 +1,6 @@
 //! Training on Burn's learner: the same weights as the plain loop, checkpoints, metrics, several
 //! devices.
 
-#![cfg(all(feature = "burn-train", feature = "flex"))]
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
 use burn::{

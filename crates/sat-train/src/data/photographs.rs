@@ -9,7 +9,10 @@ use crate::{
 };
 use burn::tensor::{Device, Tensor};
 use sha2::{Digest, Sha256};
-use std::{cell::RefCell, collections::BTreeSet};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 /// Photographs of a folder to train on, read while the network works. The recipe's `augment` has no
 /// meaning here: the transform takes its place.
@@ -25,7 +28,8 @@ pub struct Photographs {
     pub evaluate: EvaluateTransform,
     /// What a broken image does.
     pub broken: BrokenImage,
-    skipped: RefCell<BTreeSet<String>>,
+    /// Shared with the parts that [`subset`](TrainingData::subset) gives.
+    skipped: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Photographs {
@@ -37,13 +41,17 @@ impl Photographs {
             train: TrainTransform { size, ..TrainTransform::default() },
             evaluate: EvaluateTransform::of_size(size),
             broken,
-            skipped: RefCell::default(),
+            skipped: Arc::default(),
         }
     }
 
     /// The broken images that were left out so far, each with its reason.
-    pub fn skipped(&self) -> Vec<String> {
-        self.skipped.borrow().iter().cloned().collect()
+    pub fn broken_files(&self) -> Vec<String> {
+        self.skipped().iter().cloned().collect()
+    }
+
+    fn skipped(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.skipped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn batches<'a>(
@@ -73,7 +81,7 @@ impl Iterator for Reading<'_> {
         let next = self.loader.next();
         if !self.loader.skipped().is_empty() {
             let skipped = self.loader.skipped().iter().map(ToString::to_string);
-            self.photographs.skipped.borrow_mut().extend(skipped);
+            self.photographs.skipped().extend(skipped);
         }
         Some(next?.map(|batch| (batch.images(self.device), batch.labels().to_vec())))
     }
