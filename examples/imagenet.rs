@@ -344,9 +344,9 @@ fn train(arguments: &Train) -> Result<(), Failure> {
     bar.finish_and_clear();
     let trained = trained?;
 
-    let progress = trained.progress.clone();
-    let complete = trained.is_finished() || progress.step >= limit;
+    let finished = trained.is_finished();
     let model = trained.result();
+    let progress = trained.progress;
     let mut metadata = network_metadata(&network);
     metadata.extend(common::normalization_metadata(model.statistics()));
     save_safetensors(&model.model, &weights, &metadata)?;
@@ -374,11 +374,15 @@ fn train(arguments: &Train) -> Result<(), Failure> {
         photographs,
         classes,
         resolution: common.resolution(),
-        complete,
+        complete: finished || progress.step >= limit,
         skipped: data.broken_files(),
         result,
     };
-    save(&common.report(), &report)
+    save(&common.report(), &report)?;
+    if finished {
+        checkpoints.clear()?;
+    }
+    Ok(())
 }
 
 fn measure(arguments: &Evaluate) -> Result<(), Failure> {

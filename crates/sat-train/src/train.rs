@@ -3,7 +3,7 @@ use crate::{
     checkpoint::{CheckpointError, Checkpoints, DataIdentity, Loaded, Snapshot},
     data::DataError,
     recipe::{Recipe, RecipeError, TrainingAttack},
-    source::TrainingData,
+    source::{Batches, TrainingData},
     step::{AdversarialStep, correct, optimizer, training_device},
     watch::{HeldOut, LearnedParameters, learned_parameters},
 };
@@ -235,14 +235,12 @@ pub fn train<M: Module + Classifier, D: TrainingData>(
         for _ in 0..progress.step_of_epoch {
             batches.next().transpose()?;
         }
-        let mut asked = Instant::now();
-        let mut next = batches.next().transpose()?;
+        let mut next = timed(&mut batches, &mut progress.seconds_waiting)?;
         if next.is_none() {
             // So many images are broken that the others fill no batch.
             return Err(TrainError::TooFewSamples { samples: data.len(), batch_size });
         }
         while let Some((images, labels)) = next {
-            progress.seconds_waiting += asked.elapsed().as_secs_f64();
             let first = progress.step == 0;
             let running = |figure: &mut f64, value: f64| {
                 *figure = if first { value } else { *figure * MEMORY + value * (1.0 - MEMORY) };
@@ -276,8 +274,7 @@ pub fn train<M: Module + Classifier, D: TrainingData>(
             progress.seconds = seconds_before + started.elapsed().as_secs_f64();
             progress.epoch = epoch + 1;
 
-            asked = Instant::now();
-            next = batches.next().transpose()?;
+            next = timed(&mut batches, &mut progress.seconds_waiting)?;
             let epoch_ends = next.is_none();
             // The last update before the model is kept or given back: no loss would show what it did.
             if epoch_ends && !is_finite(&model) {
@@ -325,6 +322,17 @@ pub fn train<M: Module + Classifier, D: TrainingData>(
         }
     }
     Ok(Trained { model, averaged: average.map(WeightAverage::into_model), progress })
+}
+
+/// The next batch, and how long it took to come.
+fn timed(
+    batches: &mut Batches<'_>,
+    seconds: &mut f64,
+) -> Result<Option<(Tensor<4>, Vec<usize>)>, DataError> {
+    let asked = Instant::now();
+    let next = batches.next().transpose();
+    *seconds += asked.elapsed().as_secs_f64();
+    next
 }
 
 /// The images to train on and those to watch, if there are to be any.
