@@ -45,7 +45,7 @@ mod metric;
 mod schedule;
 
 pub use loader::{Batch, TrainingImages, ValidationImages};
-pub use metric::{AdversarialMetric, Figure, Outcome, Trained, Validated};
+pub use metric::{AdversarialMetric, Figure, Outcome, TrainingFigures, ValidationFigures};
 
 use crate::{
     average::WeightAverage,
@@ -200,7 +200,7 @@ impl<M: Module + ModuleDisplay + Classifier> TrainStep for Adversarial<M> {
                     let share = Tensor::full([1], share, &output.loss.device());
                     scale(&mut grads, &self.model, &share);
                 }
-                let item = Trained { loss: output.loss, logits: output.logits, labels };
+                let item = TrainingFigures { loss: output.loss, logits: output.logits, labels };
                 TrainOutput { grads, item: Outcome::Trained(Box::new(item)) }
             }
             Err(error) => {
@@ -270,7 +270,7 @@ impl<M: Module + ModuleDisplay + Classifier> InferenceStep for Adversarial<M> {
         match HeldOut::of(model, &self.settings.attack, batches) {
             Ok(figures) => {
                 let learned = learned_parameters(model);
-                Outcome::Validated(Validated { count, figures, learned })
+                Outcome::Validated(ValidationFigures { count, figures, learned })
             }
             Err(error) => {
                 self.fail(&error);

@@ -13,7 +13,7 @@ use burn::{
 
 /// What a training step leaves for the metrics. The tensors are off the graph and still on the device.
 #[derive(Clone, Debug)]
-pub struct Trained {
+pub struct TrainingFigures {
     /// The mean of the objective, `[1]`.
     pub loss: Tensor<1>,
     /// The logits of the adversarial images in training mode, `[n, classes]`.
@@ -24,7 +24,7 @@ pub struct Trained {
 
 /// What a validation step leaves for the metrics.
 #[derive(Clone, Debug)]
-pub struct Validated {
+pub struct ValidationFigures {
     /// Images in the batch.
     pub count: usize,
     /// Their accuracies and losses.
@@ -37,9 +37,9 @@ pub struct Validated {
 #[derive(Clone, Debug)]
 pub enum Outcome {
     /// Of a training step.
-    Trained(Box<Trained>),
+    Trained(Box<TrainingFigures>),
     /// Of a validation step.
-    Validated(Validated),
+    Validated(ValidationFigures),
     /// Of a step that failed; the learner's interrupter has the reason.
     Failed,
 }
@@ -129,7 +129,7 @@ impl Figure {
                     _ => None,
                 }
             }
-            Outcome::Validated(Validated { count, figures, learned }) => {
+            Outcome::Validated(ValidationFigures { count, figures, learned }) => {
                 let value = match self {
                     Self::Loss => Some(figures.pgd_loss),
                     Self::CleanLoss => Some(figures.clean_loss),
