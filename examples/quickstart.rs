@@ -16,7 +16,7 @@ use common::{
     stop,
 };
 use sat::{
-    attack::{Attack, Goal, Pgd, Report, ThreatModel, Victim, evaluate},
+    attack::{Norm, Pgd, Report, ThreatModel, Victim, evaluate},
     core::{ActivationConfig, device::DeviceName},
     models::{
         ResNet, ResNetConfig, StageConfig, StemConfig, load_safetensors, network_metadata,
