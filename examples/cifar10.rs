@@ -9,8 +9,9 @@ mod common;
 use burn::module::Module;
 use clap::Parser;
 use common::{
+    grid::attacked_images,
     output::{check_writable, write},
-    plot::{Series, accuracy_vs_eps},
+    plot::{Axis, Series, accuracy_plot},
     progress::{Figures, Progress},
     stop,
 };
@@ -19,7 +20,7 @@ use sat::{
     core::{ActivationConfig, device::DeviceName},
     models::{ModelName, network_metadata, save_safetensors},
     train::{
-        Checkpoints, Normalized, Recipe, Start,
+        Checkpoints, EpochSummary, Normalized, Recipe, Start,
         data::{DataSpec, ImageSet, Split},
         train,
     },
@@ -29,10 +30,13 @@ use std::{fmt::Write, path::PathBuf, process::ExitCode};
 
 /// Steps of the attack that the report names.
 const TEST_STEPS: usize = 20;
+/// What the workspace pins.
+const BURN: &str = "0.22.1";
 const TEST_BATCH: usize = 100;
 /// The plot's perturbation sizes, as multiples of eps, and how many test images it takes.
 const PLOT_FACTORS: [f64; 7] = [0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0];
 const PLOT_IMAGES: usize = 500;
+const PICTURE: &str = "adversarial_images.png";
 const RECIPE: &str = include_str!("recipes/cifar10.toml");
 
 /// Trains a network adversarially and reports its clean and robust accuracy.
@@ -106,8 +110,9 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     let (train_set, test_set) = data(arguments, recipe.seed)?;
     let device = arguments.device.open()?;
     let file = |name: &str| arguments.out.join(name);
-    let (weights, plot) = (file("model.safetensors"), file("accuracy_vs_eps.png"));
-    for path in [&weights, &plot, &file("report.json"), &file("report.md")] {
+    let weights = file("model.safetensors");
+    let results = ["report.json", "report.md", "accuracy_vs_eps.png", "training.png", PICTURE];
+    for path in results.map(file).iter().chain([&weights]) {
         check_writable(path)?;
     }
     println!(
@@ -181,12 +186,30 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     let name = format!("{}, {}", arguments.model, arguments.activation);
     let title = format!("trained at eps {eps:.4}, PGD-{TEST_STEPS}, {} images", few.len());
     let (sizes, accuracy) = curve.iter().copied().unzip();
-    accuracy_vs_eps(&plot, &title, &[Series { name: name.clone(), eps: sizes, accuracy }])?;
+    let against_eps = [Series { name: name.clone(), x: sizes, accuracy }];
+    accuracy_plot(&file("accuracy_vs_eps.png"), &title, Axis::Eps, &against_eps)?;
+    let history = &trained.progress.history;
+    accuracy_plot(&file("training.png"), &name, Axis::Epoch, &training_curves(history))?;
+    let title = format!("PGD-{TEST_STEPS} at eps {eps:.4}");
+    let attack = Pgd::default().steps(TEST_STEPS);
+    let models = [(name.clone(), victim.clone())];
+    attacked_images(
+        &file(PICTURE),
+        &title,
+        (&test_set, &device),
+        &attack,
+        (threat.norm, eps),
+        &models,
+    )?;
 
     let command: Vec<String> = std::env::args().collect();
     let content = json!({
         "command": command,
-        "versions": { "sat": env!("CARGO_PKG_VERSION"), "burn": "0.22.1" },
+        "versions": {
+            "sat": env!("CARGO_PKG_VERSION"),
+            "burn": BURN,
+            "system": [std::env::consts::OS, std::env::consts::ARCH],
+        },
         "recipe": recipe,
         "network": config,
         "data": arguments.data.to_string(),
@@ -215,10 +238,36 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         trained.progress.seconds
     )?;
     println!("\n{table}");
-    let text = format!("{table}\n    {}\n\n```toml\n{}```\n", command.join(" "), recipe.to_toml());
+    let text = format!(
+        "{table}\nsat {}, burn {BURN}, {} {}, device {}\n\n    {}\n\n```toml\n{}```\n",
+        env!("CARGO_PKG_VERSION"),
+        std::env::consts::OS,
+        std::env::consts::ARCH,
+        arguments.device,
+        command.join(" "),
+        recipe.to_toml()
+    );
     write(&file("report.md"), text.as_bytes())?;
     checkpoints.clear()?;
     Ok(())
+}
+
+/// Accuracy over the epochs: of the training images while they were trained on, and of those held out.
+fn training_curves(history: &[EpochSummary]) -> Vec<Series> {
+    type Figure = fn(&EpochSummary) -> Option<f64>;
+    let figures: [(&str, Figure); 5] = [
+        ("training, clean", |epoch| Some(epoch.clean_accuracy)),
+        ("training, adversarial", |epoch| Some(epoch.robust_accuracy)),
+        ("held out, clean", |epoch| epoch.held_out.map(|held_out| held_out.clean_accuracy)),
+        ("held out, FGSM", |epoch| epoch.held_out.map(|held_out| held_out.fgsm_accuracy)),
+        ("held out, PGD-10", |epoch| epoch.held_out.map(|held_out| held_out.pgd_accuracy)),
+    ];
+    let curves = figures.map(|(name, figure)| {
+        let points = history.iter().filter_map(|e| figure(e).map(|value| (e.epoch as f64, value)));
+        let (x, accuracy) = points.unzip();
+        Series { name: name.to_owned(), x, accuracy }
+    });
+    curves.into_iter().filter(|series| !series.x.is_empty()).collect()
 }
 
 fn recipe(arguments: &Arguments) -> Result<Recipe, Failure> {

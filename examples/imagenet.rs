@@ -12,34 +12,29 @@ mod common;
 
 use burn::tensor::{Device, Tensor};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use common::output::{check_writable, write};
+use common::{
+    output::{check_writable, write},
+    stop,
+};
 use indicatif::{ProgressBar, ProgressStyle};
 use sat::{
     attack::{Identity, Pgd, Report, ThreatModel, Victim, evaluate},
     core::{ActivationConfig, device::DeviceName},
     models::{Model, ModelName, NetworkConfig, load_weights, network_metadata, save_safetensors},
     train::{
-        AdversarialStep, Normalized, Recipe, Schedule, TrainingAttack,
-        data::{
-            BrokenImage, EvaluateTransform, ImageFolder, LoaderConfig, Remainder, TrainTransform,
-            Transform,
-        },
-        optimizer,
+        Checkpoints, EpochSummary, Normalized, Recipe, Start,
+        data::{BrokenImage, EvaluateTransform, ImageFolder, LoaderConfig, Photographs, Transform},
     },
 };
 use serde::Serialize;
 use std::{
-    collections::HashSet,
     error::Error,
     ops::ControlFlow,
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::atomic::{AtomicBool, Ordering},
-    time::Instant,
 };
 
-/// Set by Ctrl-C: end after this step or batch, and keep what there is.
-static STOP: AtomicBool = AtomicBool::new(false);
+const RECIPE: &str = include_str!("recipes/imagenet-resnet.toml");
 
 /// Trains or evaluates a network on a folder of photographs.
 #[derive(Parser, Debug)]
@@ -79,21 +74,22 @@ struct Common {
     /// Height and width of the images in pixels. By default what the network is made for.
     #[arg(long)]
     resolution: Option<u32>,
-    /// Images at a time.
-    #[arg(long, default_value_t = 32, value_parser = positive)]
-    batch: usize,
+    /// Images at a time: in training in place of the recipe's, else 32.
+    #[arg(long, value_parser = positive)]
+    batch: Option<usize>,
     /// Use so many photographs, spread evenly over the classes.
     #[arg(long, value_parser = positive)]
     limit: Option<usize>,
-    /// The largest change of a pixel, for images in [0, 1].
-    #[arg(long, default_value = "4/255", value_parser = common::eps, allow_hyphen_values = true)]
-    eps: f64,
+    /// The largest change of a pixel, for images in [0, 1]: in training in place of the recipe's, else
+    /// 4/255.
+    #[arg(long, value_parser = common::eps, allow_hyphen_values = true)]
+    eps: Option<f64>,
     /// What a photograph does that cannot be decoded.
     #[arg(long, value_enum, default_value_t = Broken::Stop)]
     broken: Broken,
-    /// The seed of everything random.
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+    /// The seed of everything random: in training in place of the recipe's, else 0.
+    #[arg(long)]
+    seed: Option<u64>,
     /// Where to compute: flex, or a backend this was built with (`--features cuda`, wgpu, ...).
     #[arg(long, default_value_t = DeviceName::Flex)]
     #[serde(serialize_with = "to_text")]
@@ -107,18 +103,25 @@ struct Common {
 struct Train {
     #[command(flatten)]
     common: Common,
-    /// Passes over the photographs.
-    #[arg(long, default_value_t = 100, value_parser = positive)]
-    epochs: usize,
-    /// End after so many steps, within an epoch or not.
+    /// A recipe, .toml or .json; examples/recipes/imagenet-resnet.toml by default.
+    #[arg(long)]
+    recipe: Option<PathBuf>,
+    /// In place of the recipe's passes over the photographs.
+    #[arg(long, value_parser = positive)]
+    epochs: Option<usize>,
+    /// Stop after so many steps, within an epoch or not.
     #[arg(long, value_parser = positive)]
     steps: Option<usize>,
-    /// The learning rate for 256 images a step; it is scaled to the size of the batch.
-    #[arg(long, default_value_t = 0.1)]
-    lr: f64,
-    /// Gradient steps of the attack; 0 trains on clean images.
-    #[arg(long, default_value_t = 1)]
-    attack_steps: usize,
+    /// In place of the recipe's learning rate, for a batch of the recipe's size; either is scaled to
+    /// the size of the batch.
+    #[arg(long)]
+    lr: Option<f64>,
+    /// In place of the recipe's gradient steps of the attack; 0 trains on clean images.
+    #[arg(long)]
+    attack_steps: Option<usize>,
+    /// Go on with the run in the folder of --out that was stopped.
+    #[arg(long)]
+    resume: bool,
 }
 
 #[derive(Args, Debug, Serialize)]
@@ -191,16 +194,15 @@ struct Training {
     /// Of them, how many were spent waiting for photographs.
     seconds_waiting: f64,
     images_per_second: f64,
-    /// Mean loss on the adversarial images, step by step.
+    /// Mean loss on the adversarial images, step by step since the run was begun or resumed.
     losses: Vec<f64>,
+    history: Vec<EpochSummary>,
 }
 
 #[derive(Debug, thiserror::Error)]
 enum ImageNetError {
-    #[error("the loss of step {step} is {loss}; lower --lr or --eps; no weights were written")]
-    Diverged { step: usize, loss: f64 },
-    #[error("{photographs} photographs do not fill one batch of {batch}; lower --batch")]
-    TooFew { photographs: usize, batch: usize },
+    #[error("the recipe has no [attack], which --eps and --attack-steps change")]
+    NoAttack,
     #[error("--batch 1 has no batch statistics to train with; give at least 2")]
     OneImage,
     #[error("evaluation needs --weights")]
@@ -216,12 +218,7 @@ fn main() -> ExitCode {
 }
 
 fn run(task: &Task) -> Result<(), Failure> {
-    ctrlc::set_handler(|| {
-        if STOP.swap(true, Ordering::SeqCst) {
-            std::process::exit(130);
-        }
-        eprintln!("stopping after this step; Ctrl-C again to leave at once");
-    })?;
+    stop::on_ctrl_c()?;
     match task {
         Task::Train(arguments) => train(arguments),
         Task::Evaluate(arguments) => measure(arguments),
@@ -231,9 +228,6 @@ fn run(task: &Task) -> Result<(), Failure> {
 impl Common {
     /// The photographs, and which of them are used.
     fn photographs(&self, part: &str) -> Result<(ImageFolder, Vec<usize>), Failure> {
-        if self.eps >= 1.0 {
-            return Err(ImageNetError::EpsUnit(self.eps).into());
-        }
         let below = self.data.join(part);
         let split = ["train", "val"].iter().any(|part| self.data.join(part).is_dir());
         let folder = match split {
@@ -255,9 +249,10 @@ impl Common {
     fn model(
         &self,
         network: &NetworkConfig,
+        seed: u64,
         device: &Device,
     ) -> Result<Normalized<Model>, Failure> {
-        let mut model = network.init(self.seed, device);
+        let mut model = network.init(seed, device);
         if let Some(weights) = &self.weights {
             model = load_weights(model, weights)?;
         }
@@ -276,17 +271,10 @@ impl Common {
         self.resolution.unwrap_or(self.model.image_size()[0] as u32)
     }
 
-    fn loader(&self, transform: Transform, remainder: Remainder) -> LoaderConfig {
-        let broken = match self.broken {
+    fn broken(&self) -> BrokenImage {
+        match self.broken {
             Broken::Stop => BrokenImage::Stop,
             Broken::Skip => BrokenImage::Skip,
-        };
-        LoaderConfig {
-            batch_size: self.batch,
-            remainder,
-            broken,
-            seed: self.seed,
-            ..LoaderConfig::new(transform)
         }
     }
 
@@ -295,123 +283,106 @@ impl Common {
     }
 }
 
+impl Train {
+    /// The recipe of a file or that of the paper, and what stands in for its values.
+    fn recipe(&self) -> Result<Recipe, Failure> {
+        let common = &self.common;
+        let mut recipe = match &self.recipe {
+            Some(path) => Recipe::read(path)?,
+            None => Recipe::from_toml(RECIPE)?,
+        };
+        let batch = common.batch.unwrap_or(recipe.batch_size);
+        let rate = self.lr.unwrap_or(recipe.schedule.rate());
+        let scale = batch as f64 / recipe.batch_size as f64;
+        recipe.schedule = recipe.schedule.with_rate(rate * scale);
+        recipe.batch_size = batch;
+        recipe.epochs = self.epochs.unwrap_or(recipe.epochs);
+        recipe.seed = common.seed.unwrap_or(recipe.seed);
+        if self.attack_steps == Some(0) {
+            recipe.attack = None;
+        } else if self.attack_steps.is_some() || common.eps.is_some() {
+            let attack = recipe.attack.as_mut().ok_or(ImageNetError::NoAttack)?;
+            attack.eps = common.eps.unwrap_or(attack.eps);
+            attack.steps = self.attack_steps.unwrap_or(attack.steps);
+        }
+        recipe.validate()?;
+        Ok(recipe)
+    }
+}
+
 fn train(arguments: &Train) -> Result<(), Failure> {
     let common = &arguments.common;
+    let recipe = arguments.recipe()?;
     let (folder, used) = common.photographs("train")?;
-    let (batch, weights) = (common.batch, common.out.join("weights.safetensors"));
-    if batch == 1 {
+    let weights = common.out.join("weights.safetensors");
+    if recipe.batch_size == 1 {
         return Err(ImageNetError::OneImage.into());
-    }
-    let per_epoch = used.len() / batch;
-    if per_epoch == 0 {
-        return Err(ImageNetError::TooFew { photographs: used.len(), batch }.into());
     }
     for path in [&common.report(), &weights] {
         check_writable(path)?;
     }
-    let recipe = Recipe {
-        epochs: arguments.epochs,
-        batch_size: batch,
-        seed: common.seed,
-        weight_decay: 1e-4,
-        schedule: Schedule::WarmupStep {
-            lr: arguments.lr * batch as f64 / 256.0,
-            warmup_epochs: 5.0,
-            milestones: vec![30.0, 60.0, 90.0],
-            factor: 0.1,
-        },
-        attack: (arguments.attack_steps > 0).then(|| TrainingAttack {
-            eps: common.eps,
-            steps: arguments.attack_steps,
-            ..TrainingAttack::default()
-        }),
-        ..Recipe::default()
-    };
-    recipe.validate()?;
+    println!("{}", recipe.to_toml());
     let device = common.device.open()?.autodiff();
     let network = common.network(folder.classes());
-    let mut model = common.model(&network, &device)?;
-    let transform = TrainTransform { size: common.resolution(), ..TrainTransform::default() };
-    let config = common.loader(Transform::Train(transform), Remainder::Drop);
-    let step = AdversarialStep::new(&recipe);
-    let mut optimizer = optimizer(&recipe, &model);
+    let model = common.model(&network, recipe.seed, &device)?;
+    let (photographs, classes) = (used.len(), folder.classes());
+    let data = Photographs::new(folder, used, common.resolution(), common.broken());
+    let checkpoints = Checkpoints::open(common.out.join("checkpoints"))?;
+    let start = if arguments.resume { Start::Resume } else { Start::Fresh };
 
-    let steps = arguments.steps.unwrap_or(usize::MAX).min(per_epoch * arguments.epochs);
-    let bar = bar(steps, "steps");
-    let (mut losses, mut skipped, mut waiting) = (Vec::new(), Vec::new(), 0.0);
-    let started = Instant::now();
-    let used: HashSet<usize> = used.into_iter().collect();
-    let mut epoch = 0;
-    while losses.len() < steps && !STOP.load(Ordering::SeqCst) {
-        let mut order = folder.shuffled(common.seed, epoch);
-        order.retain(|index| used.contains(index));
-        let mut loader = folder.loader(&order, epoch, &config)?;
-        let mut of_epoch = 0;
-        while losses.len() < steps && !STOP.load(Ordering::SeqCst) {
-            let asked = Instant::now();
-            let Some(next) = loader.next() else { break };
-            let next = next?;
-            waiting += asked.elapsed().as_secs_f64();
-            let time = epoch as f64 + f64::from(of_epoch) / per_epoch as f64;
-            let lr = recipe.schedule.lr(time, arguments.epochs as f64);
-            let seen = (losses.len() * batch) as u64;
-            let images = next.images(&device);
-            let (updated, output) =
-                step.run(model, &mut optimizer, lr, images, next.labels(), seen)?;
-            model = updated;
-            let loss = f64::from(output.loss.into_scalar::<f32>());
-            losses.push(loss);
-            if !loss.is_finite() {
-                return Err(ImageNetError::Diverged { step: losses.len(), loss }.into());
-            }
-            of_epoch += 1;
-            bar.set_message(format!("loss {loss:.4}"));
-            bar.inc(1);
-        }
-        skipped.extend(loader.skipped().iter().map(ToString::to_string));
-        if of_epoch == 0 {
-            // So many photographs are broken that no batch fills.
-            let photographs = order.len() - loader.skipped().len();
-            return Err(ImageNetError::TooFew { photographs, batch }.into());
-        }
-        epoch += 1;
-    }
+    let limit = arguments.steps.unwrap_or(usize::MAX);
+    let bar = bar(limit.min(u32::MAX as usize), "steps");
+    let mut losses = Vec::new();
+    let place = Some((&checkpoints, start));
+    let trained = sat::train::train(model, &recipe, &data, &device, place, |progress| {
+        losses.push(progress.step_loss);
+        bar.set_length(progress.steps.min(limit) as u64);
+        bar.set_message(format!("loss {:.4}", progress.step_loss));
+        bar.set_position(progress.step as u64);
+        if progress.step >= limit { ControlFlow::Break(()) } else { stop::requested() }
+    });
     bar.finish_and_clear();
+    let trained = trained?;
 
-    let seconds = started.elapsed().as_secs_f64();
-    let done = losses.len();
+    let finished = trained.is_finished();
+    let model = trained.result();
+    let progress = trained.progress;
     let mut metadata = network_metadata(&network);
     metadata.extend(common::normalization_metadata(model.statistics()));
-    // The model for evaluation, whose BatchNorm statistics are up to date.
-    let valid = burn::module::Module::valid(&model);
-    save_safetensors(&valid.model, &weights, &metadata)?;
-    let images_per_second = (done * batch) as f64 / seconds;
+    save_safetensors(&model.model, &weights, &metadata)?;
+    let images_per_second = (progress.step * recipe.batch_size) as f64 / progress.seconds;
     if let (Some(first), Some(last)) = (losses.first(), losses.last()) {
         println!(
-            "{done} of {steps} steps, loss {first:.3} at first and {last:.3} at last, \
-             {images_per_second:.2} images/s, of {seconds:.1} s {waiting:.1} s waiting for photographs"
+            "{} of {} steps, loss {first:.3} at first and {last:.3} at last, \
+             {images_per_second:.2} images/s, of {:.1} s {:.1} s waiting for photographs",
+            progress.step, progress.steps, progress.seconds, progress.seconds_waiting
         );
     }
     let result = Training {
         recipe,
-        steps: done,
-        seconds,
-        seconds_waiting: waiting,
+        steps: progress.step,
+        seconds: progress.seconds,
+        seconds_waiting: progress.seconds_waiting,
         images_per_second,
         losses,
+        history: progress.history,
     };
     let report = RunReport {
         command: std::env::args().collect(),
         version: env!("CARGO_PKG_VERSION"),
         settings: arguments,
-        photographs: used.len(),
-        classes: folder.classes(),
+        photographs,
+        classes,
         resolution: common.resolution(),
-        complete: done == steps,
-        skipped,
+        complete: finished || progress.step >= limit,
+        skipped: data.broken_files(),
         result,
     };
-    save(&common.report(), &report)
+    save(&common.report(), &report)?;
+    if finished {
+        checkpoints.clear()?;
+    }
+    Ok(())
 }
 
 fn measure(arguments: &Evaluate) -> Result<(), Failure> {
@@ -419,14 +390,23 @@ fn measure(arguments: &Evaluate) -> Result<(), Failure> {
     if common.weights.is_none() {
         return Err(ImageNetError::NoWeights.into());
     }
+    let eps = common.eps.unwrap_or(4.0 / 255.0);
+    if eps >= 1.0 {
+        return Err(ImageNetError::EpsUnit(eps).into());
+    }
     let (folder, used) = common.photographs("val")?;
     check_writable(&common.report())?;
     let device = common.device.open()?;
-    let model = common.model(&common.network(folder.classes()), &device)?;
+    let seed = common.seed.unwrap_or(0);
+    let model = common.model(&common.network(folder.classes()), seed, &device)?;
     let victim = Victim::new(&model);
-    let threat = ThreatModel::linf(common.eps);
+    let threat = ThreatModel::linf(eps);
     let transform = EvaluateTransform::of_size(common.resolution());
-    let config = common.loader(Transform::Evaluate(transform), Remainder::Keep);
+    let config = LoaderConfig {
+        batch_size: common.batch.unwrap_or(32),
+        broken: common.broken(),
+        ..LoaderConfig::new(Transform::Evaluate(transform))
+    };
     let mut loader = folder.loader(&used, 0, &config)?;
     let mut failed = None;
     // The evaluation takes batches; an error ends them and is looked at afterwards.
@@ -441,12 +421,9 @@ fn measure(arguments: &Evaluate) -> Result<(), Failure> {
     let progress = |report: &Report| {
         bar.set_position(report.n as u64);
         bar.set_message(summary(report));
-        match STOP.load(Ordering::SeqCst) {
-            true => ControlFlow::Break(()),
-            false => ControlFlow::Continue(()),
-        }
+        stop::requested()
     };
-    let pgd = Pgd::default().steps(arguments.attack_steps.max(1)).seed(common.seed);
+    let pgd = Pgd::default().steps(arguments.attack_steps.max(1)).seed(seed);
     let pgd = match arguments.step_size {
         Some(size) => pgd.step_size(size),
         None => pgd,

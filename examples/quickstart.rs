@@ -9,14 +9,14 @@ mod common;
 use burn::{module::Module, tensor::Device};
 use clap::Parser;
 use common::{
-    grid::{Grid, ModelColumn, Sample, picture_grid},
+    grid::attacked_images,
     output::{check_writable, write},
-    plot::{Series, accuracy_vs_eps},
+    plot::{Axis, Series, accuracy_plot},
     progress::{Figures, Progress},
     stop,
 };
 use sat::{
-    attack::{Attack, Goal, Pgd, Report, ThreatModel, Victim, evaluate},
+    attack::{Norm, Pgd, Report, ThreatModel, Victim, evaluate},
     core::{ActivationConfig, device::DeviceName},
     models::{
         ResNet, ResNetConfig, StageConfig, StemConfig, load_safetensors, network_metadata,
@@ -42,7 +42,6 @@ const TABLE_STEPS: usize = 20;
 const PLOT_FACTORS: [f64; 7] = [0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0];
 /// Test images behind the plot, and in the picture.
 const PLOT_IMAGES: usize = 200;
-const PICTURE_IMAGES: usize = 6;
 const TEST_BATCH: usize = 250;
 
 /// Trains and attacks the same small network with several activations.
@@ -197,7 +196,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
 
     print_table(&outcomes, arguments, test_set.len());
     let title = format!("Fashion-MNIST, trained at eps {}, PGD-{TABLE_STEPS}", arguments.eps);
-    accuracy_vs_eps(&plot, &title, &curves(&outcomes))?;
+    accuracy_plot(&plot, &title, Axis::Eps, &curves(&outcomes))?;
     draw_picture(&picture, arguments, &jobs)?;
     let content = FullReport {
         data: "builtin:fashion-mnist",
@@ -504,7 +503,7 @@ fn curves(outcomes: &[Outcome]) -> Vec<Series> {
         let points = 0..group[0].curve.len();
         Series {
             name: activation.to_string(),
-            eps: points.clone().map(|i| group[0].curve[i].0).collect(),
+            x: points.clone().map(|i| group[0].curve[i].0).collect(),
             accuracy: points.map(|i| mean(group.iter().map(|o| o.curve[i].1))).collect(),
         }
     };
@@ -513,47 +512,16 @@ fn curves(outcomes: &[Outcome]) -> Vec<Series> {
 
 /// Attacks a few test images with the first seed's models and draws what comes of it.
 fn draw_picture(path: &Path, arguments: &Arguments, jobs: &[Job<'_>]) -> Result<(), Failure> {
-    let test_set = jobs[0].test_set;
-    // The first image of each of the first classes.
-    let indices: Vec<usize> = (0..test_set.classes().min(PICTURE_IMAGES))
-        .filter_map(|class| test_set.labels().iter().position(|l| usize::from(*l) == class))
-        .collect();
-    let (images, labels) = test_set.batch(&indices, jobs[0].device);
-    let pixels = |images: burn::tensor::Tensor<4>| -> Result<Vec<Vec<f32>>, Failure> {
-        let size = images.dims()[1..].iter().product();
-        let values = images.into_data().try_into_vec::<f32>()?;
-        Ok(values.chunks(size).map(<[f32]>::to_vec).collect())
-    };
-    let mut columns = Vec::new();
-    for job in jobs.iter().filter(|job| job.recipe.seed == arguments.seeds[0]) {
+    let first_seed = || jobs.iter().filter(|job| job.recipe.seed == arguments.seeds[0]);
+    let models = first_seed().map(|job| {
         let model = load_safetensors(job.network.init(0, job.device), job.weights())?;
-        let model = Normalized::to_plus_minus_one(model, test_set.channels()).valid();
-        let victim = Victim::new(&model);
-        let threat = ThreatModel::linf(job.eps());
-        let goal = Goal::untargeted(labels.clone());
-        let attack = Pgd::default().steps(TABLE_STEPS);
-        let adversarial = attack.run(&victim, images.clone(), goal, &threat)?;
-        columns.push(ModelColumn {
-            name: job.activation.to_string(),
-            clean_predictions: victim.predict(images.clone())?,
-            adversarial: pixels(adversarial.images)?,
-            adversarial_predictions: adversarial.predictions,
-        });
-    }
-    let sample = |(image, &label)| Sample { image, label };
-    let samples: Vec<Sample> = pixels(images)?.into_iter().zip(&labels).map(sample).collect();
+        let model = Normalized::to_plus_minus_one(model, job.test_set.channels()).valid();
+        Ok((job.activation.to_string(), Victim::new(&model)))
+    });
+    let models = models.collect::<Result<Vec<_>, Failure>>()?;
     let title =
         format!("PGD-{TABLE_STEPS} at eps {} on adversarially trained models", arguments.eps);
-    picture_grid(
-        path,
-        &Grid {
-            title: &title,
-            shape: test_set.shape(),
-            class_names: test_set.class_names(),
-            full_scale: arguments.eps,
-            samples: &samples,
-            models: &columns,
-        },
-    )?;
-    Ok(())
+    let attack = Pgd::default().steps(TABLE_STEPS);
+    let images = (jobs[0].test_set, jobs[0].device);
+    attacked_images(path, &title, images, &attack, (Norm::Linf, arguments.eps), &models)
 }

@@ -2,8 +2,14 @@
 
 use std::path::Path;
 
+use burn::tensor::{Device, Tensor};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
+
+use sat::{
+    attack::{Attack, Goal, Norm, ThreatModel, Victim},
+    train::data::ImageSet,
+};
 
 use super::canvas::{Area, DrawError, FONT, INK, PALE_INK, PictureError, SCALE, save_png};
 
@@ -211,6 +217,50 @@ fn fraction(value: f64) -> String {
         true => format!("{steps:.0}/255"),
         false => format!("{value:.3}"),
     }
+}
+
+/// Classes that [`attacked_images`] shows.
+const CLASSES: usize = 6;
+
+/// Attacks the first image of each of the first classes and draws what each model makes of it.
+pub(crate) fn attacked_images(
+    path: &Path,
+    title: &str,
+    (set, device): (&ImageSet, &Device),
+    attack: &dyn Attack,
+    (norm, eps): (Norm, f64),
+    models: &[(String, Victim<'_>)],
+) -> Result<(), Box<dyn std::error::Error>> {
+    let first = |class| set.labels().iter().position(|label| usize::from(*label) == class);
+    let indices: Vec<usize> = (0..set.classes().min(CLASSES)).filter_map(first).collect();
+    let (images, labels) = set.batch(&indices, device);
+    let pixels = |images: Tensor<4>| -> Result<Vec<Vec<f32>>, Box<dyn std::error::Error>> {
+        let size = images.dims()[1..].iter().product();
+        let values = images.into_data().try_into_vec::<f32>()?;
+        Ok(values.chunks(size).map(<[f32]>::to_vec).collect())
+    };
+    let mut columns = Vec::new();
+    for (name, victim) in models {
+        let goal = Goal::untargeted(labels.clone());
+        let attacked = attack.run(victim, images.clone(), goal, &ThreatModel::new(norm, eps))?;
+        columns.push(ModelColumn {
+            name: name.clone(),
+            clean_predictions: victim.predict(images.clone())?,
+            adversarial: pixels(attacked.images)?,
+            adversarial_predictions: attacked.predictions,
+        });
+    }
+    let sample = |(image, &label)| Sample { image, label };
+    let samples: Vec<Sample> = pixels(images)?.into_iter().zip(&labels).map(sample).collect();
+    let grid = Grid {
+        title,
+        shape: set.shape(),
+        class_names: set.class_names(),
+        full_scale: eps,
+        samples: &samples,
+        models: &columns,
+    };
+    Ok(picture_grid(path, &grid)?)
 }
 
 #[cfg(test)]

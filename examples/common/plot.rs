@@ -1,4 +1,4 @@
-//! Curves of robust accuracy against the size of the perturbation.
+//! Curves of accuracy.
 
 use std::path::Path;
 
@@ -10,10 +10,28 @@ use super::canvas::{FONT, INK, PALE_INK, PictureError, SCALE, save_png};
 pub(crate) struct Series {
     /// What the legend calls it.
     pub(crate) name: String,
-    /// Perturbation sizes, in units of images in `[0, 1]`.
-    pub(crate) eps: Vec<f64>,
-    /// Robust accuracy at each, from 0 to 1.
+    /// Perturbation sizes or epochs, as the axis says.
+    pub(crate) x: Vec<f64>,
+    /// The accuracy at each, from 0 to 1.
     pub(crate) accuracy: Vec<f64>,
+}
+
+/// What accuracy is drawn against.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Axis {
+    /// The size of the perturbation, in units of images in `[0, 1]`.
+    Eps,
+    /// The epoch of the training.
+    Epoch,
+}
+
+impl Axis {
+    fn labels(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Eps => ("eps (images in [0, 1])", "robust accuracy (%)"),
+            Self::Epoch => ("epoch", "accuracy (%)"),
+        }
+    }
 }
 
 /// Okabe and Ito's colours, which colour-blind readers can tell apart, the palest left out.
@@ -26,25 +44,26 @@ const COLORS: [RGBColor; 6] = [
     RGBColor(0x56, 0xb4, 0xe9),
 ];
 
-/// Writes a plot of robust accuracy in percent against eps to a PNG of 1000 x 640 pixels.
-pub(crate) fn accuracy_vs_eps(
+/// Writes a plot of accuracy in percent to a PNG of 1000 x 640 pixels.
+pub(crate) fn accuracy_plot(
     path: &Path,
     title: &str,
+    axis: Axis,
     series: &[Series],
 ) -> Result<(), PictureError> {
     let bad = |what: String| PictureError::BadInput { path: path.to_owned(), what };
-    for Series { name, eps, accuracy } in series {
-        if eps.len() != accuracy.len() {
-            return Err(bad(format!("{name}: {} eps, {} accuracies", eps.len(), accuracy.len())));
+    let (x_label, y_label) = axis.labels();
+    for Series { name, x, accuracy } in series {
+        if x.len() != accuracy.len() {
+            return Err(bad(format!("{name}: {} points, {} accuracies", x.len(), accuracy.len())));
         }
-        if !eps.iter().chain(accuracy).all(|v| v.is_finite()) {
+        if !x.iter().chain(accuracy).all(|v| v.is_finite()) {
             return Err(bad(format!("{name}: a value is not finite")));
         }
     }
-    let all_eps = || series.iter().flat_map(|s| &s.eps).copied();
-    let max_eps = all_eps().fold(0.0, f64::max);
-    if max_eps <= 0.0 {
-        return Err(bad("no eps above 0".to_owned()));
+    let max_x = series.iter().flat_map(|s| &s.x).copied().fold(0.0, f64::max);
+    if max_x <= 0.0 {
+        return Err(bad(format!("no {x_label} above 0")));
     }
 
     let line_width = 3 * SCALE as u32;
@@ -55,7 +74,7 @@ pub(crate) fn accuracy_vs_eps(
             .caption(title, (FONT, 28 * SCALE).into_font().color(&INK))
             .x_label_area_size(58 * SCALE)
             .y_label_area_size(72 * SCALE)
-            .build_cartesian_2d(0.0..max_eps * 1.02, 0.0..100.0_f64)?;
+            .build_cartesian_2d(0.0..max_x * 1.02, 0.0..100.0_f64)?;
         chart
             .configure_mesh()
             .light_line_style(TRANSPARENT)
@@ -63,14 +82,14 @@ pub(crate) fn accuracy_vs_eps(
             .axis_style(INK.mix(0.6).stroke_width(SCALE as u32))
             .label_style((FONT, 19 * SCALE).into_font().color(&PALE_INK))
             .axis_desc_style((FONT, 21 * SCALE).into_font().color(&INK))
-            .x_desc("eps (images in [0, 1])")
-            .y_desc("robust accuracy (%)")
+            .x_desc(x_label)
+            .y_desc(y_label)
             .x_labels(8)
             .y_labels(6)
             .y_label_formatter(&|v| format!("{v:.0}"))
             .draw()?;
         for (series, color) in series.iter().zip(COLORS.iter().cycle()) {
-            let points = || series.eps.iter().zip(&series.accuracy).map(|(&x, &y)| (x, 100.0 * y));
+            let points = || series.x.iter().zip(&series.accuracy).map(|(&x, &y)| (x, 100.0 * y));
             chart
                 .draw_series(LineSeries::new(points(), color.stroke_width(line_width)))?
                 .label(&series.name)
@@ -106,17 +125,19 @@ mod tests {
     fn plot_is_written_and_bad_data_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("new/plot.png");
-        let series = |eps: &[f64], accuracy: &[f64]| {
-            [Series { name: "ReLU".into(), eps: eps.to_vec(), accuracy: accuracy.to_vec() }]
+        let series = |x: &[f64], accuracy: &[f64]| {
+            [Series { name: "ReLU".into(), x: x.to_vec(), accuracy: accuracy.to_vec() }]
         };
-        accuracy_vs_eps(&path, "title", &series(&[0.0, 0.1], &[0.9, 0.2])).unwrap();
+        for axis in [Axis::Eps, Axis::Epoch] {
+            accuracy_plot(&path, "title", axis, &series(&[0.0, 0.1], &[0.9, 0.2])).unwrap();
+        }
         assert_eq!(image::image_dimensions(&path).unwrap(), (1000, 640));
         for bad in [series(&[0.0], &[0.9, 0.2]), series(&[0.1], &[f64::NAN]), series(&[], &[])] {
-            let error = accuracy_vs_eps(&path, "title", &bad).unwrap_err();
+            let error = accuracy_plot(&path, "title", Axis::Eps, &bad).unwrap_err();
             assert!(matches!(error, PictureError::BadInput { .. }), "{error}");
         }
         // A folder stands where the file should go.
-        let error = accuracy_vs_eps(dir.path(), "t", &series(&[0.1], &[0.5])).unwrap_err();
+        let error = accuracy_plot(dir.path(), "t", Axis::Eps, &series(&[0.1], &[0.5])).unwrap_err();
         assert!(matches!(error, PictureError::Save { .. }), "{error}");
     }
 }

@@ -11,6 +11,10 @@ use crate::loss::widen;
 pub trait Classifier {
     /// The logits of a batch. Must be differentiable by `images`, and treat samples separately.
     fn logits(&self, images: Tensor<4>) -> Tensor<2>;
+
+    /// Starts the random numbers of a training pass (dropout, stochastic depth) anew from a seed. A
+    /// network that draws none has nothing to do.
+    fn reseed(&self, _seed: u64) {}
 }
 
 /// The model under attack, frozen, with its input normalisation inside.

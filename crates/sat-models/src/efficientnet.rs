@@ -676,6 +676,10 @@ impl sat_attack::Classifier for EfficientNet {
     fn logits(&self, images: Tensor<4>) -> Tensor<2> {
         self.forward(images)
     }
+
+    fn reseed(&self, seed: u64) {
+        self.reseed(seed);
+    }
 }
 
 /// `conv.weight` is `0.weight`, `norm.weight` `1.weight`, the activation's parameters stand at 2.

@@ -223,6 +223,10 @@ impl sat_attack::Classifier for Model {
     fn logits(&self, images: Tensor<4>) -> Tensor<2> {
         self.forward(images)
     }
+
+    fn reseed(&self, seed: u64) {
+        self.reseed(seed);
+    }
 }
 
 /// The names of the network inside, as if there were no enum around it.

@@ -76,7 +76,8 @@ impl ModuleMapper for Blend {
             panic!("the average is of a network with fewer parameters");
         };
         param.map(|average| {
-            let value = value.reshape(average.shape());
+            // Several devices may have shared the parameters out.
+            let value = value.reshape(average.shape()).to_device(&average.device());
             average.clone() + (value - average) * self.share
         })
     }

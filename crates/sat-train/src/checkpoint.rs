@@ -1,4 +1,4 @@
-use crate::{recipe::Recipe, train::Progress};
+use crate::{recipe::Recipe, source::TrainingData, train::Progress, units::hex};
 use burn::{module::Module, optim::ModuleOptimizer, store::RecordError};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -61,12 +61,23 @@ pub enum CheckpointError {
     },
     /// The checkpoint belongs to a run with other settings.
     #[error(
-        "the checkpoint {} was made with another recipe or for other data; \
+        "the checkpoint {} was made with another recipe; \
          resume with the settings it names, or choose another folder", path.display()
     )]
     OtherRun {
         /// The file that says so.
         path: PathBuf,
+    },
+    /// The checkpoint belongs to a run on other images, labels or classes.
+    #[error(
+        "the checkpoint {} was made for other data ({found}); \
+         resume with the same images in the same order, or choose another folder", path.display()
+    )]
+    OtherData {
+        /// The file that says so.
+        path: PathBuf,
+        /// What differs: the number of images, or what is in them.
+        found: String,
     },
     /// The checkpoint belongs to another network.
     #[error("the checkpoint {} does not fit the model: {reason}", path.display())]
@@ -90,9 +101,21 @@ pub(crate) struct Snapshot<'a, M> {
     pub(crate) averaged: Option<&'a M>,
     pub(crate) optimizer: &'a ModuleOptimizer,
     pub(crate) recipe: &'a Recipe,
-    /// Images in the data set.
-    pub(crate) samples: usize,
+    pub(crate) data: &'a DataIdentity,
     pub(crate) progress: &'a Progress,
+}
+
+/// Which data a run is on.
+#[derive(Debug, PartialEq, Clone, Serialize, Deserialize)]
+pub(crate) struct DataIdentity {
+    samples: usize,
+    sha256: String,
+}
+
+impl DataIdentity {
+    pub(crate) fn of(data: &impl TrainingData) -> Self {
+        Self { samples: data.len(), sha256: data.sha256() }
+    }
 }
 
 /// What comes out of one.
@@ -107,7 +130,7 @@ pub(crate) struct Loaded<M> {
 #[derive(Debug, Serialize, Deserialize)]
 struct State {
     recipe: Recipe,
-    samples: usize,
+    data: DataIdentity,
     progress: Progress,
     model_sha256: String,
     optimizer_sha256: String,
@@ -162,7 +185,7 @@ impl Checkpoints {
 
     /// Writes a checkpoint and removes all older ones but the one before it.
     pub(crate) fn save<M: Module>(&self, snapshot: Snapshot<'_, M>) -> Result<(), CheckpointError> {
-        let Snapshot { model, averaged, optimizer, recipe, samples, progress } = snapshot;
+        let Snapshot { model, averaged, optimizer, recipe, data, progress } = snapshot;
         let path = self.folder.join(format!("{PREFIX}{:08}", progress.step));
         let failed = |path: &Path| {
             let path = path.to_owned();
@@ -198,7 +221,7 @@ impl Checkpoints {
         };
         let state = State {
             recipe: recipe.clone(),
-            samples,
+            data: data.clone(),
             progress: progress.clone(),
             model_sha256: write(MODEL, &weights)?,
             optimizer_sha256: write(OPTIMIZER, &momenta)?,
@@ -219,7 +242,7 @@ impl Checkpoints {
         &self,
         model: &M,
         recipe: &Recipe,
-        samples: usize,
+        data: &DataIdentity,
         optimizer: impl FnOnce(&M) -> ModuleOptimizer,
     ) -> Result<Option<Loaded<M>>, CheckpointError> {
         let Some(folder) = self.latest()? else {
@@ -232,8 +255,15 @@ impl Checkpoints {
         let state: State = serde_json::from_slice(&read(STATE)?).map_err(|error| {
             CheckpointError::Damaged { path: folder.join(STATE), reason: error.to_string() }
         })?;
-        if state.recipe != *recipe || state.samples != samples {
+        if state.recipe != *recipe {
             return Err(CheckpointError::OtherRun { path: folder.join(STATE) });
+        }
+        if state.data != *data {
+            let found = match (state.data.samples, data.samples) {
+                (then, now) if then == now => format!("{now} images too, but not the same ones"),
+                (then, now) => format!("{then} images, not {now}"),
+            };
+            return Err(CheckpointError::OtherData { path: folder.join(STATE), found });
         }
         let verified = |name: &str, sum: &str| -> Result<Vec<u8>, CheckpointError> {
             let bytes = read(name)?;
@@ -281,5 +311,5 @@ impl Checkpoints {
 }
 
 fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&Sha256::digest(bytes))
 }

@@ -47,6 +47,8 @@ mod idx;
 mod listing;
 #[cfg(feature = "images")]
 mod loader;
+#[cfg(feature = "images")]
+mod photographs;
 mod pickle;
 mod random;
 mod remote;
@@ -68,6 +70,8 @@ pub use folder::ImageFolder;
 pub use idx::{fashion_mnist, mnist};
 #[cfg(feature = "images")]
 pub use loader::{BrokenImage, ByteBatch, Loader, LoaderConfig, Remainder};
+#[cfg(feature = "images")]
+pub use photographs::Photographs;
 pub use remote::{CIFAR10_BINARY, CIFAR10_PYTHON, CIFAR100_BINARY, CIFAR100_PYTHON};
 pub use sat_models::remote::{FetchError, Network, Progress, RemoteFile};
 pub use set::ImageSet;

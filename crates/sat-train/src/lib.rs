@@ -36,6 +36,8 @@
 #![warn(missing_docs)]
 
 pub mod data;
+#[cfg(feature = "burn-train")]
+pub mod learner;
 
 mod average;
 mod checkpoint;
@@ -43,6 +45,7 @@ mod normalized;
 mod objective;
 mod recipe;
 mod schedule;
+mod source;
 mod step;
 mod train;
 mod units;
@@ -56,6 +59,7 @@ pub use recipe::{
     AttackStart, Decayed, MomentumForm, Recipe, RecipeError, RecipeFileError, TrainingAttack,
 };
 pub use schedule::Schedule;
+pub use source::{Batches, TrainingData};
 pub use step::{AdversarialStep, StepOutput, optimizer};
 pub use train::{EpochSummary, Progress, Start, TrainError, Trained, train};
 pub use units::{EpsError, parse_eps};

@@ -93,4 +93,8 @@ impl<M: Module + Classifier> Classifier for Normalized<M> {
         let (mean, std) = (constant(&self.mean), constant(&self.std));
         self.model.logits((images - mean) / std)
     }
+
+    fn reseed(&self, seed: u64) {
+        self.model.reseed(seed);
+    }
 }

@@ -71,14 +71,30 @@ impl Schedule {
         }
     }
 
-    pub(crate) fn validate(&self) -> Result<(), RecipeError> {
-        let check = RecipeError::unless;
-        let rate = match self {
+    /// The rate that the schedule is made of: its largest, after warm-up.
+    pub fn rate(&self) -> f64 {
+        match self {
             Schedule::Constant { lr }
             | Schedule::WarmupStep { lr, .. }
             | Schedule::Cyclic { lr, .. }
             | Schedule::WarmupCosine { lr, .. } => *lr,
-        };
+        }
+    }
+
+    /// The same schedule with another rate.
+    pub fn with_rate(mut self, rate: f64) -> Self {
+        match &mut self {
+            Schedule::Constant { lr }
+            | Schedule::WarmupStep { lr, .. }
+            | Schedule::Cyclic { lr, .. }
+            | Schedule::WarmupCosine { lr, .. } => *lr = rate,
+        }
+        self
+    }
+
+    pub(crate) fn validate(&self) -> Result<(), RecipeError> {
+        let check = RecipeError::unless;
+        let rate = self.rate();
         check(rate.is_finite() && rate > 0.0, "schedule.lr", rate, "finite and above 0")?;
         match self {
             Schedule::Constant { .. } => Ok(()),

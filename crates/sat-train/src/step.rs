@@ -12,7 +12,7 @@ use burn::{
     },
     tensor::{Device, GradientCheckpointingStrategy, Tensor, TensorData},
 };
-use rand::{Rng, SeedableRng};
+use rand::{Rng, RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
 use sat_attack::{Attack, AttackError, Classifier, Goal, Loss, Victim};
@@ -64,7 +64,7 @@ impl AdversarialStep {
     ///
     /// `model` is on an autodiff device; `images` `[n, c, h, w]` in [0, 1] on the same device, with
     /// or without autodiff; `first` is the number of training samples seen before, which numbers the
-    /// random streams of the attack.
+    /// random streams of the attack and of the model's dropout.
     ///
     /// # Errors
     ///
@@ -190,6 +190,7 @@ impl AdversarialStep {
     ) -> Result<(GradientsParams, StepOutput), AttackError> {
         let strategy = images.gradient_checkpointing_strategy();
         let images = images.without_autodiff();
+        model.reseed(rng(self.seed, first, Draw::Dropout).next_u64());
         let adversarial = self.perturb(model, images.clone(), labels, first)?;
         let perturbed = self.perturbation.map(|perturbation| {
             // Statistics of its own: this pass must not move the model's.
@@ -249,16 +250,30 @@ fn normal_noise(images: &Tensor<4>, seed: u64, first: u64) -> Tensor<4> {
     let size = shape[1] * shape[2] * shape[3];
     let mut values: Vec<f32> = Vec::with_capacity(shape[0] * size);
     for sample in (first..).take(shape[0]) {
-        let mut key = [0; 32];
-        // "start" tells these streams from those of order and augmentation.
-        let purpose = u64::from_le_bytes(*b"start\0\0\0");
-        for (bytes, word) in key.chunks_exact_mut(8).zip([seed, sample, purpose, 0]) {
-            bytes.copy_from_slice(&word.to_le_bytes());
-        }
-        let mut rng = ChaCha8Rng::from_seed(key);
+        let mut rng = rng(seed, sample, Draw::Start);
         values.extend((0..size).map(|_| rng.sample::<f32, _>(StandardNormal)));
     }
     Tensor::from_data(TensorData::new(values, shape), (&images.device(), images.dtype()))
+}
+
+/// What a random number of a step is for: each has a stream of its own.
+enum Draw {
+    Start,
+    Dropout,
+}
+
+/// The stream of the sample that is seen as number `sample`.
+fn rng(seed: u64, sample: u64, draw: Draw) -> ChaCha8Rng {
+    // Words that no stream of order and augmentation has.
+    let purpose = u64::from_le_bytes(match draw {
+        Draw::Start => *b"start\0\0\0",
+        Draw::Dropout => *b"dropout\0",
+    });
+    let mut key = [0; 32];
+    for (bytes, word) in key.chunks_exact_mut(8).zip([seed, sample, purpose, 0]) {
+        bytes.copy_from_slice(&word.to_le_bytes());
+    }
+    ChaCha8Rng::from_seed(key)
 }
 
 /// Moves each weight of more than one axis by gamma |w| g / |g|.
@@ -286,7 +301,7 @@ impl ModuleMapper for Perturb {
 }
 
 /// Multiplies each gradient by a factor `[1]`.
-fn scale<M: Module>(gradients: &mut GradientsParams, model: &M, factor: &Tensor<1>) {
+pub(crate) fn scale<M: Module>(gradients: &mut GradientsParams, model: &M, factor: &Tensor<1>) {
     struct Scale<'a> {
         gradients: &'a mut GradientsParams,
         factor: &'a Tensor<1>,
@@ -308,7 +323,7 @@ fn scale<M: Module>(gradients: &mut GradientsParams, model: &M, factor: &Tensor<
 
 /// Scales all gradients by min(1, largest/(norm + 1e-6)), where the norm is that of all of them
 /// together, as `torch.nn.utils.clip_grad_norm_` does.
-fn clip<M: Module>(gradients: &mut GradientsParams, model: &M, largest: f64) {
+pub(crate) fn clip<M: Module>(gradients: &mut GradientsParams, model: &M, largest: f64) {
     struct Squares<'a> {
         gradients: &'a GradientsParams,
         sum: Option<Tensor<1>>,
@@ -338,7 +353,8 @@ fn clip<M: Module>(gradients: &mut GradientsParams, model: &M, largest: f64) {
 /// SGD as the recipe says: momentum without dampening, and weight decay for the parameters that the
 /// recipe names.
 ///
-/// The groups hold the identities of the parameters: build the optimizer after weights were loaded.
+/// The groups hold the paths of the parameters in the module tree, so they outlive the loading of
+/// weights, which changes identities; build the optimizer for the module that it will step.
 pub fn optimizer<M: Module>(recipe: &Recipe, model: &M) -> ModuleOptimizer {
     let momentum = MomentumConfig::new()
         .with_momentum(recipe.momentum)
@@ -347,27 +363,39 @@ pub fn optimizer<M: Module>(recipe: &Recipe, model: &M) -> ModuleOptimizer {
     let plain = SgdConfig::new().with_momentum(Some(momentum));
     let decay = WeightDecayConfig::new(recipe.weight_decay as f32);
     let decayed = plain.clone().with_weight_decay(Some(decay));
-    let spared = match recipe.decayed {
-        Decayed::Weights => one_axis(model),
-        Decayed::AllButActivations => activation_parameters(model),
-        Decayed::All => Vec::new(),
+    let activations = activation_parameters(model);
+    let spared = |axes: usize, id: &ParamId| match recipe.decayed {
+        Decayed::Weights => axes == 1,
+        Decayed::AllButActivations => activations.contains(id),
+        Decayed::All => false,
     };
-    let spared = ParamGroup::from_ids(spared);
+    let spared = ParamGroup::from_paths(paths(model, spared));
     ModuleOptimizer::from(decayed.build()).with_group(spared, plain.build(), None)
 }
 
-fn one_axis<M: Module>(model: &M) -> Vec<ParamId> {
-    struct OneAxis(Vec<ParamId>);
-    impl ModuleVisitor for OneAxis {
+/// The paths of the parameters with this property of their number of axes and their identity.
+fn paths<M: Module>(model: &M, wanted: impl Fn(usize, &ParamId) -> bool) -> Vec<String> {
+    struct Paths<W> {
+        wanted: W,
+        path: Vec<String>,
+        found: Vec<String>,
+    }
+    impl<W: Fn(usize, &ParamId) -> bool> ModuleVisitor for Paths<W> {
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.path.push(name.to_owned());
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.path.pop();
+        }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            if D == 1 {
-                self.0.push(param.id);
+            if (self.wanted)(D, &param.id) {
+                self.found.push(self.path.join("."));
             }
         }
     }
-    let mut found = OneAxis(Vec::new());
-    model.visit(&mut found);
-    found.0
+    let mut paths = Paths { wanted, path: Vec::new(), found: Vec::new() };
+    model.visit(&mut paths);
+    paths.found
 }
 
 /// How many rows of logits `[n, classes]` have their largest value at the label.

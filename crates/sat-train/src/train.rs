@@ -1,8 +1,9 @@
 use crate::{
     average::WeightAverage,
-    checkpoint::{CheckpointError, Checkpoints, Loaded, Snapshot},
-    data::ImageSet,
-    recipe::{Recipe, RecipeError},
+    checkpoint::{CheckpointError, Checkpoints, DataIdentity, Loaded, Snapshot},
+    data::DataError,
+    recipe::{Recipe, RecipeError, TrainingAttack},
+    source::{Batches, TrainingData},
     step::{AdversarialStep, correct, optimizer, training_device},
     watch::{HeldOut, LearnedParameters, learned_parameters},
 };
@@ -12,7 +13,7 @@ use burn::{
 };
 use sat_attack::{AttackError, Classifier, Victim};
 use serde::{Deserialize, Serialize};
-use std::{borrow::Cow, ops::ControlFlow, time::Instant};
+use std::{cell::RefCell, ops::ControlFlow, time::Instant};
 
 /// Clean accuracy is measured on every so many batches, to cost a few per cent of the time.
 const CLEAN_EVERY: usize = 8;
@@ -28,12 +29,18 @@ pub struct Progress {
     pub steps: usize,
     /// Epochs begun, counted from 1.
     pub epoch: usize,
+    /// Steps done of that epoch; 0 once it is over.
+    pub step_of_epoch: usize,
     /// Epochs of the whole training.
     pub epochs: usize,
     /// Wall-clock seconds spent, over all runs of a training that was stopped and resumed.
     pub seconds: f64,
+    /// Of them, how many were spent waiting for images.
+    pub seconds_waiting: f64,
     /// The learning rate of the last step.
     pub lr: f64,
+    /// The loss of the last step.
+    pub step_loss: f64,
     /// Running mean of the loss on adversarial training images.
     pub loss: f64,
     /// Running accuracy on clean training images, before each update.
@@ -105,9 +112,10 @@ pub enum TrainError {
     /// The recipe cannot be used.
     #[error(transparent)]
     Recipe(#[from] RecipeError),
-    /// The data set is smaller than one batch.
+    /// The data set, but for broken images that are left out, is smaller than one batch.
     #[error(
-        "{samples} training images do not fill one batch of {batch_size}; lower `batch_size` or `hold_out`"
+        "{samples} training images do not fill one batch of {batch_size}, or not if broken ones are \
+         left out; lower `batch_size` or `hold_out`"
     )]
     TooFewSamples {
         /// Images to train on: those of the data set that are not held out.
@@ -141,6 +149,9 @@ pub enum TrainError {
         /// The step, counted from 1.
         step: usize,
     },
+    /// The images cannot be read. Checkpoints written before are as they were.
+    #[error(transparent)]
+    Data(#[from] DataError),
     /// A checkpoint could not be written or read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
@@ -152,7 +163,8 @@ pub enum TrainError {
 /// [`Normalized`](crate::Normalized)). After every epoch, and when it is stopped, the state goes to
 /// `checkpoints`, if there are any. Everything random follows from the recipe's seed, the epoch and
 /// the number of samples seen, so a resumed training ends with the weights of an unbroken one: bit
-/// for bit on Flex. Dropout and stochastic depth are the exception: their noise starts anew.
+/// for bit on Flex. That includes dropout and stochastic depth in networks whose
+/// [`reseed`](Classifier::reseed) starts their noise: it is called before each step.
 ///
 /// `observe` sees the progress after every step; `ControlFlow::Break` stops the training after a
 /// checkpoint.
@@ -165,17 +177,21 @@ pub enum TrainError {
 ///
 /// If the images have another number of channels than the model takes, or a label is not below the
 /// number of its classes.
-pub fn train<M: Module + Classifier>(
+pub fn train<M: Module + Classifier, D: TrainingData>(
     model: M,
     recipe: &Recipe,
-    data: &ImageSet,
+    data: &D,
     device: &Device,
     checkpoints: Option<(&Checkpoints, Start)>,
     mut observe: impl FnMut(&Progress) -> ControlFlow<()>,
 ) -> Result<Trained<M>, TrainError> {
     recipe.validate()?;
-    let samples = data.len();
-    let (data, held_out) = hold_out(data, recipe);
+    let checkpoints = checkpoints.map(|(folder, start)| (folder, start, DataIdentity::of(data)));
+    let held_out = hold_out(data, recipe);
+    let (data, held_out) = match &held_out {
+        Some((rest, held_out)) => (rest, Some(held_out)),
+        None => (data, None),
+    };
     let batch_size = recipe.batch_size;
     let per_epoch = data.len() / batch_size;
     if per_epoch == 0 {
@@ -183,128 +199,175 @@ pub fn train<M: Module + Classifier>(
     }
     let device = training_device(device);
     let step = AdversarialStep::new(recipe);
-    let resumed = match checkpoints {
-        Some((checkpoints, Start::Resume | Start::ResumeOrFresh)) => {
-            checkpoints.load(&model, recipe, samples, |model| optimizer(recipe, model))?
+    let resumed = match &checkpoints {
+        Some((checkpoints, Start::Resume | Start::ResumeOrFresh, identity)) => {
+            checkpoints.load(&model, recipe, identity, |model| optimizer(recipe, model))?
         }
-        Some((checkpoints, Start::Fresh)) => match checkpoints.latest()? {
+        Some((checkpoints, Start::Fresh, _)) => match checkpoints.latest()? {
             Some(path) => return Err(CheckpointError::Occupied { path }.into()),
             None => None,
         },
         None => None,
     };
-    if let (None, Some((checkpoints, Start::Resume))) = (&resumed, checkpoints) {
+    if let (None, Some((checkpoints, Start::Resume, _))) = (&resumed, &checkpoints) {
         return Err(CheckpointError::Nothing { path: checkpoints.folder().to_owned() }.into());
     }
     let Loaded { mut model, mut optimizer, averaged, mut progress } =
         resumed.unwrap_or_else(|| {
             let optimizer = optimizer(recipe, &model);
-            Loaded { averaged: None, optimizer, progress: Progress::default(), model }
+            let (steps, epochs) = (per_epoch * recipe.epochs, recipe.epochs);
+            let progress = Progress { steps, epochs, ..Progress::default() };
+            Loaded { averaged: None, optimizer, progress, model }
         });
     let mut average = recipe.average.map(|decay| match averaged {
         Some(averaged) => WeightAverage::resume(averaged, decay, progress.step),
         None => WeightAverage::new(&model, decay),
     });
-    progress.steps = per_epoch * recipe.epochs;
-    progress.epochs = recipe.epochs;
 
     let (started, seconds_before) = (Instant::now(), progress.seconds);
-    let mut order = Vec::new();
-    while progress.step < progress.steps {
-        let (epoch, batch) = (progress.step / per_epoch, progress.step % per_epoch);
-        if order.is_empty() || batch == 0 {
-            order = data.shuffled(recipe.seed, epoch as u64);
+    let begun = match progress.step_of_epoch {
+        0 => progress.epoch,
+        _ => progress.epoch - 1,
+    };
+    for epoch in begun..recipe.epochs {
+        // An epoch that was left is read anew, so that it does not matter where images were broken.
+        let mut batches = data.epoch(recipe, epoch as u64, &device);
+        for _ in 0..progress.step_of_epoch {
+            batches.next().transpose()?;
         }
-        let indices = &order[batch * batch_size..(batch + 1) * batch_size];
-        let (images, labels) =
-            data.batch_augmented(indices, recipe.augment, recipe.seed, epoch as u64, &device);
-        let first = progress.step == 0;
-        let running = |figure: &mut f64, value: f64| {
-            *figure = if first { value } else { *figure * MEMORY + value * (1.0 - MEMORY) };
-        };
-        let number = progress.step + 1;
-        let attack_failed = |source| TrainError::Attack { step: number, source };
-        if progress.step % CLEAN_EVERY == 0 {
-            let logits = Victim::new(&model).logits(images.clone()).map_err(attack_failed)?;
-            let accuracy = correct(logits, &labels) as f64 / batch_size as f64;
-            let figure = &mut progress.clean_accuracy;
-            *figure = if first { accuracy } else { 0.7 * *figure + 0.3 * accuracy };
+        let mut next = timed(&mut batches, &mut progress.seconds_waiting)?;
+        if next.is_none() {
+            // So many images are broken that the others fill no batch.
+            return Err(TrainError::TooFewSamples { samples: data.len(), batch_size });
         }
-        progress.lr =
-            recipe.schedule.lr(progress.step as f64 / per_epoch as f64, recipe.epochs as f64);
-        let seen = (progress.step * batch_size) as u64;
-        let (updated, output) = step
-            .run(model, &mut optimizer, progress.lr, images, &labels, seen)
-            .map_err(attack_failed)?;
-        model = updated;
-        average = average.map(|average| average.update(&model));
-        let loss = f64::from(output.loss.into_scalar::<f32>());
-        if !loss.is_finite() {
-            return Err(TrainError::Diverged { step: number, loss });
-        }
-        running(&mut progress.loss, loss);
-        let accuracy = correct(output.logits, &labels) as f64 / batch_size as f64;
-        running(&mut progress.robust_accuracy, accuracy);
-        progress.step = number;
-        progress.seconds = seconds_before + started.elapsed().as_secs_f64();
-        progress.epoch = epoch + 1;
-
-        let epoch_ends = batch + 1 == per_epoch;
-        // The last update before the model is kept or given back: no loss would show what it did.
-        if epoch_ends && !is_finite(&model) {
-            return Err(TrainError::NonFiniteWeights { step: number });
-        }
-        if epoch_ends {
-            let watched = match (&held_out, &recipe.attack) {
-                (Some(held_out), Some(attack)) => Some(
-                    HeldOut::measure(&model, held_out, attack, batch_size)
-                        .map_err(attack_failed)?,
-                ),
-                _ => None,
+        while let Some((images, labels)) = next {
+            let first = progress.step == 0;
+            let running = |figure: &mut f64, value: f64| {
+                *figure = if first { value } else { *figure * MEMORY + value * (1.0 - MEMORY) };
             };
-            progress.history.push(EpochSummary {
-                epoch: progress.epoch,
-                loss: progress.loss,
-                clean_accuracy: progress.clean_accuracy,
-                robust_accuracy: progress.robust_accuracy,
-                held_out: watched,
-                learned: learned_parameters(&model),
-            });
-        }
-        let stopped = observe(&progress).is_break();
-        if stopped && !epoch_ends && !is_finite(&model) {
-            return Err(TrainError::NonFiniteWeights { step: number });
-        }
-        if let Some((checkpoints, _)) = checkpoints
-            && (epoch_ends || stopped)
-        {
-            checkpoints.save(Snapshot {
-                model: &model,
-                averaged: average.as_ref().map(WeightAverage::model),
-                optimizer: &optimizer,
-                recipe,
-                samples,
-                progress: &progress,
-            })?;
-        }
-        if stopped {
-            break;
+            let number = progress.step + 1;
+            let attack_failed = |source| TrainError::Attack { step: number, source };
+            if progress.step % CLEAN_EVERY == 0 {
+                let logits = Victim::new(&model).logits(images.clone()).map_err(attack_failed)?;
+                let accuracy = correct(logits, &labels) as f64 / batch_size as f64;
+                let figure = &mut progress.clean_accuracy;
+                *figure = if first { accuracy } else { 0.7 * *figure + 0.3 * accuracy };
+            }
+            let time = (epoch * per_epoch + progress.step_of_epoch) as f64 / per_epoch as f64;
+            progress.lr = recipe.schedule.lr(time, recipe.epochs as f64);
+            let seen = (progress.step * batch_size) as u64;
+            let (updated, output) = step
+                .run(model, &mut optimizer, progress.lr, images, &labels, seen)
+                .map_err(attack_failed)?;
+            model = updated;
+            average = average.map(|average| average.update(&model));
+            let loss = f64::from(output.loss.into_scalar::<f32>());
+            if !loss.is_finite() {
+                return Err(TrainError::Diverged { step: number, loss });
+            }
+            progress.step_loss = loss;
+            running(&mut progress.loss, loss);
+            let accuracy = correct(output.logits, &labels) as f64 / batch_size as f64;
+            running(&mut progress.robust_accuracy, accuracy);
+            progress.step = number;
+            progress.step_of_epoch += 1;
+            progress.seconds = seconds_before + started.elapsed().as_secs_f64();
+            progress.epoch = epoch + 1;
+
+            next = timed(&mut batches, &mut progress.seconds_waiting)?;
+            let epoch_ends = next.is_none();
+            // The last update before the model is kept or given back: no loss would show what it did.
+            if epoch_ends && !is_finite(&model) {
+                return Err(TrainError::NonFiniteWeights { step: number });
+            }
+            if epoch_ends {
+                // Broken images that were left out make an epoch shorter.
+                progress.steps -= per_epoch - progress.step_of_epoch;
+                progress.step_of_epoch = 0;
+                let held_out = match (held_out, &recipe.attack) {
+                    (Some(held_out), Some(attack)) => {
+                        Some(watch(&model, held_out, attack, batch_size, number)?)
+                    }
+                    _ => None,
+                };
+                progress.history.push(EpochSummary {
+                    epoch: progress.epoch,
+                    loss: progress.loss,
+                    clean_accuracy: progress.clean_accuracy,
+                    robust_accuracy: progress.robust_accuracy,
+                    held_out,
+                    learned: learned_parameters(&model),
+                });
+            }
+            let stopped = observe(&progress).is_break();
+            if stopped && !epoch_ends && !is_finite(&model) {
+                return Err(TrainError::NonFiniteWeights { step: number });
+            }
+            if let Some((checkpoints, _, data)) = &checkpoints
+                && (epoch_ends || stopped)
+            {
+                checkpoints.save(Snapshot {
+                    model: &model,
+                    averaged: average.as_ref().map(WeightAverage::model),
+                    optimizer: &optimizer,
+                    recipe,
+                    data,
+                    progress: &progress,
+                })?;
+            }
+            if stopped {
+                let averaged = average.map(WeightAverage::into_model);
+                return Ok(Trained { model, averaged, progress });
+            }
         }
     }
     Ok(Trained { model, averaged: average.map(WeightAverage::into_model), progress })
 }
 
-/// The images to train on, and those to watch.
-fn hold_out<'a>(data: &'a ImageSet, recipe: &Recipe) -> (Cow<'a, ImageSet>, Option<ImageSet>) {
-    if recipe.hold_out == 0 {
-        return (Cow::Borrowed(data), None);
+/// The next batch, and how long it took to come.
+fn timed(
+    batches: &mut Batches<'_>,
+    seconds: &mut f64,
+) -> Result<Option<(Tensor<4>, Vec<usize>)>, DataError> {
+    let asked = Instant::now();
+    let next = batches.next().transpose();
+    *seconds += asked.elapsed().as_secs_f64();
+    next
+}
+
+/// The images to train on and those to watch, if there are to be any.
+fn hold_out<D: TrainingData>(data: &D, recipe: &Recipe) -> Option<(D, D)> {
+    (recipe.hold_out > 0).then(|| {
+        // Drawn, since files are often sorted by class. No epoch has this number.
+        let mut order = data.shuffled(recipe.seed, u64::MAX);
+        let mut rest = order.split_off(recipe.hold_out.min(data.len()));
+        order.sort_unstable();
+        rest.sort_unstable();
+        (data.subset(&rest), data.subset(&order))
+    })
+}
+
+/// The images that are held out, under attack.
+fn watch<M: Module + Classifier>(
+    model: &M,
+    images: &impl TrainingData,
+    attack: &TrainingAttack,
+    batch_size: usize,
+    step: usize,
+) -> Result<HeldOut, TrainError> {
+    // Images go in as they are: no autodiff but the attack's own.
+    let device = model.devices().remove(0).without_autodiff();
+    let failed = RefCell::new(None);
+    // The evaluation takes batches; an error ends them and is looked at afterwards.
+    let batches = || {
+        let keep = |error| *failed.borrow_mut() = Some(error);
+        images.in_order(batch_size, &device).map_while(move |batch| batch.map_err(keep).ok())
+    };
+    let measured = HeldOut::of(model, attack, batches);
+    match failed.take() {
+        Some(error) => Err(error.into()),
+        None => measured.map_err(|source| TrainError::Attack { step, source }),
     }
-    // Drawn, since files are often sorted by class. No epoch has this number.
-    let mut order = data.shuffled(recipe.seed, u64::MAX);
-    let mut rest = order.split_off(recipe.hold_out.min(data.len()));
-    order.sort_unstable();
-    rest.sort_unstable();
-    (Cow::Owned(data.subset(&rest)), Some(data.subset(&order)))
 }
 
 /// Whether every floating-point parameter and statistic is a finite number.

@@ -1,4 +1,4 @@
-//! Numbers as people write them: `8/255`.
+//! Numbers as people write them: `8/255`, and sums in hexadecimal.
 
 use serde::{Deserializer, de};
 use std::fmt;
@@ -48,6 +48,11 @@ pub fn parse_eps(text: &str) -> Result<f64, EpsError> {
     }
     let value = above / below;
     if value.is_finite() { Ok(value) } else { Err(EpsError::NotFinite(text.to_owned())) }
+}
+
+/// Bytes as hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// For serde: a number, or a text that [`parse_eps`] reads.

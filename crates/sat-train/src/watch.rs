@@ -1,6 +1,6 @@
 //! What is watched after each epoch.
 
-use crate::{data::ImageSet, recipe::TrainingAttack};
+use crate::recipe::TrainingAttack;
 use burn::{
     module::{Module, ModuleVisitor, Param, ParamId},
     tensor::Tensor,
@@ -10,8 +10,8 @@ use sat_core::activation_parameters;
 use serde::{Deserialize, Serialize};
 use std::{collections::HashSet, ops::ControlFlow};
 
-/// Accuracies, from 0 to 1, on images that are not trained on, at the training's eps and norm, and
-/// with the gradient of the model itself.
+/// Accuracies, from 0 to 1, and losses on images that are not trained on, at the training's eps and
+/// norm, and with the gradient of the model itself.
 ///
 /// A training by single steps can learn to hide its gradient from them: FGSM fails, and PGD succeeds
 /// all the better. That is catastrophic overfitting (Wong et al. 2020, arXiv 2001.03994).
@@ -23,6 +23,10 @@ pub struct HeldOut {
     pub fgsm_accuracy: f64,
     /// Under PGD-10 with a random start and steps of eps/4.
     pub pgd_accuracy: f64,
+    /// Mean cross-entropy without attack, in nats.
+    pub clean_loss: f64,
+    /// Mean cross-entropy under PGD-10, in nats.
+    pub pgd_loss: f64,
 }
 
 impl HeldOut {
@@ -32,19 +36,16 @@ impl HeldOut {
         pgd_accuracy < 0.5 * fgsm_accuracy && fgsm_accuracy - pgd_accuracy > 0.1
     }
 
-    pub(crate) fn measure<M: Module + Classifier>(
+    /// The figures of images and labels that come batch by batch, once for each attack.
+    pub(crate) fn of<M: Module + Classifier, B: IntoIterator<Item = (Tensor<4>, Vec<usize>)>>(
         model: &M,
-        images: &ImageSet,
         attack: &TrainingAttack,
-        batch_size: usize,
+        batches: impl Fn() -> B,
     ) -> Result<Self, AttackError> {
-        // Images go in as they are: no autodiff but the attack's own.
-        let device = model.devices().remove(0).without_autodiff();
         let victim = Victim::new(model);
         let threat = attack.threat();
         let under = |attack: &dyn Attack| {
-            let batches = images.batches(batch_size).map(|rows| images.batch(&rows, &device));
-            evaluate(&victim, attack, batches, &threat, |_| ControlFlow::Continue(()))
+            evaluate(&victim, attack, batches(), &threat, |_| ControlFlow::Continue(()))
         };
         let fgsm = under(&Fgsm::default())?;
         let pgd = under(&Pgd::default().steps(10).stop_when_fooled())?;
@@ -52,6 +53,8 @@ impl HeldOut {
             clean_accuracy: fgsm.clean_accuracy(),
             fgsm_accuracy: fgsm.robust_accuracy(),
             pgd_accuracy: pgd.robust_accuracy(),
+            clean_loss: pgd.clean_ce,
+            pgd_loss: pgd.adv_ce,
         })
     }
 }

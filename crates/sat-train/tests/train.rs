@@ -9,7 +9,7 @@ use burn::{
     tensor::{Device, Tensor, TensorData},
 };
 use sat_attack::{Attack, Goal, Norm, Pgd, RandomStart, Victim};
-use sat_models::{ResNet, ResNetConfig, StageConfig, StemConfig};
+use sat_models::EfficientNetConfig;
 use sat_train::{
     AdversarialStep, AttackStart, CheckpointError, Checkpoints, Decayed, MomentumForm, Normalized,
     Objective, Perturbation, Progress, Recipe, RecipeFileError, Schedule, Start, TrainError,
@@ -18,79 +18,8 @@ use sat_train::{
 };
 use std::{fs, ops::ControlFlow};
 
-type Model = Normalized<ResNet>;
-
-fn device() -> Device {
-    Device::flex().autodiff()
-}
-
-/// Three classes of noisy stripes, 12 x 12.
-fn images(n: usize) -> ImageSet {
-    let pixel = |i: usize, x: usize| {
-        let stripe = if (x / 2) % 3 == i % 3 { 150 } else { 60 };
-        (stripe + (i * 7919 + x * 104_729) % 83) as u8
-    };
-    let pixels = (0..n).flat_map(|i| (0..144).map(move |x| pixel(i, x))).collect();
-    let labels = (0..n).map(|i| (i % 3) as u16).collect();
-    let names = ["a", "b", "c"].map(String::from).to_vec();
-    ImageSet::new(pixels, [1, 12, 12], labels, names).unwrap()
-}
-
-fn config() -> ResNetConfig {
-    let stage = |channels, stride| StageConfig { channels, blocks: 1, stride };
-    ResNetConfig {
-        stem: StemConfig::small(4, 1),
-        stages: vec![stage(4, 1), stage(8, 2)],
-        ..ResNetConfig::resnet20()
-    }
-    .with_input_channels(1)
-    .with_classes(3)
-    .with_activation("smooth-relu-learnable".parse().unwrap())
-}
-
-fn model() -> Model {
-    Normalized::to_plus_minus_one(config().init(3, &device()), 1)
-}
-
-fn recipe() -> Recipe {
-    Recipe {
-        epochs: 3,
-        batch_size: 8,
-        seed: 11,
-        schedule: Schedule::Cyclic { lr: 0.05, peak: 0.4 },
-        attack: Some(TrainingAttack { eps: 0.1, ..TrainingAttack::default() }),
-        ..Recipe::default()
-    }
-}
-
-/// All parameters and running statistics, as (path, bits).
-fn bits<M: Module>(model: &M) -> Vec<(String, Vec<u32>)> {
-    #[derive(Default)]
-    struct Bits {
-        path: Vec<String>,
-        found: Vec<(String, Vec<u32>)>,
-    }
-    impl ModuleVisitor for Bits {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.path.push(name.to_owned());
-        }
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.path.pop();
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let values: Vec<f32> = param.val().into_data().try_into_vec().unwrap();
-            let bits = values.into_iter().map(f32::to_bits).collect();
-            self.found.push((self.path.join("."), bits));
-        }
-    }
-    let mut visitor = Bits::default();
-    model.valid().visit(&mut visitor);
-    visitor.found
-}
-
-fn go_on(_: &Progress) -> ControlFlow<()> {
-    ControlFlow::Continue(())
-}
+mod common;
+use common::{Model, bits, config, device, go_on, images, model, recipe};
 
 #[test]
 fn the_same_seed_gives_the_same_weights_and_another_does_not() {
@@ -134,10 +63,43 @@ fn a_stopped_training_resumes_to_the_same_weights() {
         for (resumed, unbroken) in bits(&resumed.model).iter().zip(&bits(&unbroken.model)) {
             assert!(resumed == unbroken, "stopped at {stop_at}: {} differs", unbroken.0);
         }
-        let timeless = |progress: &Progress| Progress { seconds: 0.0, ..progress.clone() };
+        let timeless = |progress: &Progress| Progress {
+            seconds: 0.0,
+            seconds_waiting: 0.0,
+            ..progress.clone()
+        };
         let (resumed, unbroken) = (timeless(&resumed.progress), timeless(&unbroken.progress));
         assert_eq!(resumed, unbroken, "stopped at {stop_at}");
     }
+}
+
+/// Dropout and stochastic depth draw for each step from the seed and the samples seen.
+#[test]
+fn a_network_with_dropout_resumes_to_the_same_weights() {
+    let mut network = EfficientNetConfig::lite0().with_input_channels(1).with_classes(3);
+    (network.width, network.depth) = (0.1, 0.3);
+    (network.dropout, network.stochastic_depth) = (0.5, 0.5);
+    let model = |network: &EfficientNetConfig, seed| {
+        Normalized::to_plus_minus_one(network.init(seed, &device()), 1)
+    };
+    let data = images(40);
+    let recipe = Recipe { epochs: 2, ..recipe() };
+    let unbroken = train(model(&network, 3), &recipe, &data, &device(), None, go_on).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoints = Checkpoints::open(folder.path()).unwrap();
+    let stop = |progress: &Progress| match progress.step {
+        7 => ControlFlow::Break(()),
+        _ => ControlFlow::Continue(()),
+    };
+    let place = Some((&checkpoints, Start::Fresh));
+    train(model(&network, 3), &recipe, &data, &device(), place, stop).unwrap();
+    let place = Some((&checkpoints, Start::Resume));
+    let resumed = train(model(&network, 77), &recipe, &data, &device(), place, go_on).unwrap();
+    assert_eq!(bits(&resumed.model), bits(&unbroken.model));
+
+    (network.dropout, network.stochastic_depth) = (0.0, 0.0);
+    let without = train(model(&network, 3), &recipe, &data, &device(), None, go_on).unwrap();
+    assert_ne!(bits(&without.model), bits(&unbroken.model));
 }
 
 #[test]
@@ -222,34 +184,6 @@ fn weight_decay_spares_parameters_of_one_axis() {
     }
     // Six convolutions, one of them a shortcut, and the classifier.
     assert_eq!(shrunk, 7);
-}
-
-#[test]
-fn momentum_is_nesterovs_as_pytorch_defines_it() {
-    #[derive(Module, Debug)]
-    struct Single {
-        w: Param<Tensor<2>>,
-    }
-    let device = device();
-    let mut model = Single { w: Param::from_data([[1.0, -2.0]], &device) };
-    let gradient = [[0.5f32, 0.25]];
-    let recipe = Recipe { momentum: 0.9, weight_decay: 0.1, ..Recipe::default() };
-    let mut sgd = optimizer(&recipe, &model);
-    let (mut w, mut v) = ([1.0f64, -2.0], [0.0f64; 2]);
-    for step in 0..4 {
-        let loss = (model.w.val() * Tensor::<2>::from_data(gradient, &device)).sum();
-        let grads = GradientsParams::from_grads(loss.backward(), &model);
-        model = sgd.step(0.2, model, grads);
-        for i in 0..2 {
-            let g = f64::from(gradient[0][i]) + 0.1 * w[i];
-            v[i] = if step == 0 { g } else { 0.9 * v[i] + g };
-            w[i] -= 0.2 * (g + 0.9 * v[i]);
-        }
-        let got: Vec<f32> = model.w.val().into_data().try_into_vec().unwrap();
-        for (got, want) in got.iter().zip(w) {
-            assert!((f64::from(*got) - want).abs() < 1e-5, "step {step}: {got}, not {want}");
-        }
-    }
 }
 
 #[test]
@@ -369,6 +303,22 @@ fn bad_checkpoints_are_told_apart_and_left_alone() {
     assert!(matches!(occupied, TrainError::Checkpoint(CheckpointError::Occupied { .. })));
     let other = run(model(), &Recipe { seed: 5, ..recipe() }, Start::Resume).unwrap_err();
     assert!(matches!(other, TrainError::Checkpoint(CheckpointError::OtherRun { .. })));
+    let data = ImageSet::new(
+        (0..40)
+            .flat_map(|i| data.image(i).iter().map(move |byte| byte ^ u8::from(i == 39)))
+            .collect(),
+        data.shape(),
+        data.labels().to_vec(),
+        data.class_names().to_vec(),
+    )
+    .unwrap();
+    let place = Some((&checkpoints, Start::Resume));
+    let other = train(model(), &recipe(), &data, &device(), place, stop).unwrap_err();
+    assert!(matches!(other, TrainError::Checkpoint(CheckpointError::OtherData { .. })), "{other}");
+    assert!(other.to_string().contains("not the same ones"), "{other}");
+    let fewer = data.take(39);
+    let other = train(model(), &recipe(), &fewer, &device(), place, stop).unwrap_err();
+    assert!(other.to_string().contains("40 images, not 39"), "{other}");
     let larger = config().with_classes(4).init(0, &device());
     let larger = Normalized::to_plus_minus_one(larger, 1);
     let other = run(larger, &recipe(), Start::Resume).unwrap_err();

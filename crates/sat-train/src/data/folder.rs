@@ -155,6 +155,11 @@ impl ImageFolder {
         self.root.join(&self.samples[index].0)
     }
 
+    /// Its path below the folder.
+    pub(super) fn path_below(&self, index: usize) -> &Path {
+        &self.samples[index].0
+    }
+
     /// The class index of a sample.
     ///
     /// # Panics

@@ -1,7 +1,9 @@
 use burn::tensor::{Device, Tensor, TensorData};
+use sha2::{Digest, Sha256};
 
 use super::random::{Draw, rng, shuffled};
 use super::{Augment, DataError};
+use crate::units::hex;
 
 /// Labelled images of one size, in memory: `N x C x H x W` bytes, planes one after the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,6 +119,24 @@ impl ImageSet {
     /// The name of each class, by index.
     pub fn class_names(&self) -> &[String] {
         &self.class_names
+    }
+
+    /// The SHA-256 sum of everything in the set, in hexadecimal: shape, class names, labels and images.
+    pub fn sha256(&self) -> String {
+        let mut sum = Sha256::new();
+        let mut part = |bytes: &[u8]| {
+            sum.update((bytes.len() as u64).to_le_bytes());
+            sum.update(bytes);
+        };
+        for size in self.shape {
+            part(&(size as u64).to_le_bytes());
+        }
+        for name in &self.class_names {
+            part(name.as_bytes());
+        }
+        part(&self.labels.iter().flat_map(|label| label.to_le_bytes()).collect::<Vec<_>>());
+        part(&self.images);
+        hex(&sum.finalize())
     }
 
     /// The first `n` samples, or all of them if there are fewer.

@@ -1,0 +1,141 @@
+use super::{
+    BrokenImage, DataError, EvaluateTransform, ImageFolder, Loader, LoaderConfig, Remainder,
+    TrainTransform, Transform,
+};
+use crate::{
+    recipe::Recipe,
+    source::{Batches, TrainingData},
+    units::hex,
+};
+use burn::tensor::{Device, Tensor};
+use sha2::{Digest, Sha256};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+/// Photographs of a folder to train on, read while the network works. The recipe's `augment` has no
+/// meaning here: the transform takes its place.
+#[derive(Clone, Debug)]
+pub struct Photographs {
+    /// The files.
+    pub folder: ImageFolder,
+    /// Which of them.
+    pub indices: Vec<usize>,
+    /// What is done to an image that is trained on.
+    pub train: TrainTransform,
+    /// What is done to one that is only watched.
+    pub evaluate: EvaluateTransform,
+    /// What a broken image does.
+    pub broken: BrokenImage,
+    /// Shared with the parts that [`subset`](TrainingData::subset) gives.
+    skipped: Arc<Mutex<BTreeSet<String>>>,
+}
+
+impl Photographs {
+    /// These files at a height and width in pixels, with the usual transforms.
+    pub fn new(folder: ImageFolder, indices: Vec<usize>, size: u32, broken: BrokenImage) -> Self {
+        Self {
+            folder,
+            indices,
+            train: TrainTransform { size, ..TrainTransform::default() },
+            evaluate: EvaluateTransform::of_size(size),
+            broken,
+            skipped: Arc::default(),
+        }
+    }
+
+    /// The broken images that were left out so far, each with its reason.
+    pub fn broken_files(&self) -> Vec<String> {
+        self.skipped().iter().cloned().collect()
+    }
+
+    fn skipped(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.skipped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn batches<'a>(
+        &'a self,
+        indices: &[usize],
+        epoch: u64,
+        config: LoaderConfig,
+        device: &'a Device,
+    ) -> Batches<'a> {
+        match self.folder.loader(indices, epoch, &config) {
+            Ok(loader) => Box::new(Reading { loader, photographs: self, device }),
+            Err(error) => Box::new(std::iter::once(Err(error))),
+        }
+    }
+}
+
+struct Reading<'a> {
+    loader: Loader,
+    photographs: &'a Photographs,
+    device: &'a Device,
+}
+
+impl Iterator for Reading<'_> {
+    type Item = Result<(Tensor<4>, Vec<usize>), DataError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let next = self.loader.next();
+        if !self.loader.skipped().is_empty() {
+            let skipped = self.loader.skipped().iter().map(ToString::to_string);
+            self.photographs.skipped().extend(skipped);
+        }
+        Some(next?.map(|batch| (batch.images(self.device), batch.labels().to_vec())))
+    }
+}
+
+impl TrainingData for Photographs {
+    fn len(&self) -> usize {
+        self.indices.len()
+    }
+
+    /// Of class names, paths below the folder, labels and transforms; the files themselves are too
+    /// many to read.
+    fn sha256(&self) -> String {
+        let mut sum = Sha256::new();
+        let mut part = |bytes: &[u8]| {
+            sum.update((bytes.len() as u64).to_le_bytes());
+            sum.update(bytes);
+        };
+        for name in self.folder.class_names() {
+            part(name.as_bytes());
+        }
+        part(format!("{:?}{:?}{:?}", self.train, self.evaluate, self.broken).as_bytes());
+        for &index in &self.indices {
+            part(self.folder.path_below(index).to_string_lossy().as_bytes());
+            part(&(self.folder.label(index) as u64).to_le_bytes());
+        }
+        hex(&sum.finalize())
+    }
+
+    fn shuffled(&self, seed: u64, epoch: u64) -> Vec<usize> {
+        super::random::shuffled(self.indices.len(), seed, epoch)
+    }
+
+    fn subset(&self, indices: &[usize]) -> Self {
+        Self { indices: indices.iter().map(|&i| self.indices[i]).collect(), ..self.clone() }
+    }
+
+    fn epoch<'a>(&'a self, recipe: &'a Recipe, epoch: u64, device: &'a Device) -> Batches<'a> {
+        let order = self.shuffled(recipe.seed, epoch);
+        let order: Vec<usize> = order.into_iter().map(|i| self.indices[i]).collect();
+        let config = LoaderConfig {
+            batch_size: recipe.batch_size,
+            remainder: Remainder::Drop,
+            broken: self.broken,
+            seed: recipe.seed,
+            ..LoaderConfig::new(Transform::Train(self.train.clone()))
+        };
+        self.batches(&order, epoch, config, device)
+    }
+
+    fn in_order<'a>(&'a self, batch_size: usize, device: &'a Device) -> Batches<'a> {
+        let transform = Transform::Evaluate(self.evaluate.clone());
+        let broken = self.broken;
+        let config = LoaderConfig { batch_size, broken, ..LoaderConfig::new(transform) };
+        self.batches(&self.indices, 0, config, device)
+    }
+}
