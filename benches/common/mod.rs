@@ -3,7 +3,9 @@
 // Each bench uses a part of it.
 #![allow(dead_code)]
 
+pub(crate) mod memory;
 pub(crate) mod norm;
+pub(crate) mod peak;
 
 use burn::tensor::{Tensor, activation as burns};
 use sat::core::Curve;
