@@ -38,7 +38,10 @@ fn load(path: &Path) {
     print!("{LOADED}: {file:.1} MiB loaded in {seconds:.3} s");
     match (before, peak_resident()) {
         (Some(before), Some(after)) => {
-            println!(", {:.2} times the file in memory", (after - before) as f64 / f64::from(1 << 20) / file)
+            println!(
+                ", {:.2} times the file in memory",
+                (after - before) as f64 / f64::from(1 << 20) / file
+            )
         }
         _ => println!(),
     }

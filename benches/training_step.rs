@@ -423,8 +423,7 @@ impl Bench {
         Box::new(move || {
             let trained = model.take().ok_or("the step before has failed")?;
             let images = self.images.clone();
-            let (trained, output) =
-                step.run(trained, &mut sgd, 0.01, images, &self.labels, 0)?;
+            let (trained, output) = step.run(trained, &mut sgd, 0.01, images, &self.labels, 0)?;
             output.loss.into_data();
             self.device.sync()?;
             model = Some(trained);
