@@ -58,8 +58,9 @@ struct Arguments {
     /// Activations to run.
     #[arg(long, value_delimiter = ',', default_value = "relu,silu,gelu,smooth-relu-learnable")]
     activations: Vec<ActivationConfig>,
-    /// Attack steps of each training step; 0 trains on clean images.
-    #[arg(long, value_delimiter = ',', default_value = "1")]
+    /// Attack steps of each training step; 0 trains on clean images. 1 if neither this nor
+    /// `--evaluate` is given.
+    #[arg(long, value_delimiter = ',')]
     train: Vec<usize>,
     /// Attack steps of evaluations.
     #[arg(long, value_delimiter = ',')]
@@ -105,7 +106,7 @@ struct Row {
     /// Of a training step with an attack.
     #[serde(skip_serializing_if = "Option::is_none")]
     parts: Option<Parts>,
-    /// The most memory in tensors at a time, weights and momentum included.
+    /// The most memory in tensors at a time, weights and momentum included. Of the host: 0 on a GPU.
     tensors_mib: f64,
     /// The most memory that the process had beyond what it started with.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -208,7 +209,10 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let trains = arguments.train.iter().map(|&steps| (Work::Train, steps));
     let evaluates = arguments.evaluate.iter().map(|&steps| (Work::Evaluate, steps));
-    let works: Vec<_> = trains.chain(evaluates).collect();
+    let mut works: Vec<_> = trains.chain(evaluates).collect();
+    if works.is_empty() {
+        works.push((Work::Train, 1));
+    }
     if arguments.child {
         let [network] = arguments.networks[..] else { return Err("one network a row".into()) };
         let row = Bench::new(arguments, network, &arguments.activations[0])?.row(works[0])?;
@@ -285,9 +289,6 @@ fn in_a_process_of_its_own(
         .args(["--device", &arguments.device.to_string()])
         .args(["--repeats", &arguments.repeats.to_string()])
         .args(option);
-    if work == Work::Evaluate {
-        command.args(["--train="]);
-    }
     if let Some(batch) = arguments.batch {
         command.args(["--batch", &batch.to_string()]);
     }

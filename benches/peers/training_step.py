@@ -169,7 +169,7 @@ def main():
     parser.add_argument("--networks", type=names, default=list(NETWORKS))
     parser.add_argument("--activations", type=names, default=list(ACTIVATIONS))
     parser.add_argument("--layouts", type=names, default=list(LAYOUTS))
-    parser.add_argument("--train", type=numbers, default=[1])
+    parser.add_argument("--train", type=numbers, default=[])
     parser.add_argument("--evaluate", type=numbers, default=[])
     parser.add_argument("--batch", type=int)
     parser.add_argument("--repeats", type=int, default=2)
@@ -185,6 +185,7 @@ def main():
         software += f", {arguments.threads} threads"
     print(software)
     works = [("train", n) for n in arguments.train] + [("evaluate", n) for n in arguments.evaluate]
+    works = works or [("train", 1)]
     rows = []
     for network in arguments.networks:
         for activation in arguments.activations:

@@ -141,8 +141,9 @@ impl WeightGradient<'_> {
                 let pixels = (bottom - top) * columns;
                 let needed = x_rows * x_row * together + lanes;
                 buffers.x.resize(buffers.x.len().max(needed), 0.0);
-                buffers.grad.clear();
-                buffers.grad.resize(grad_width * pixels * together, 0.0);
+                // What lies between the outputs and the width ends in sums that nobody reads.
+                let needed = grad_width * pixels * together;
+                buffers.grad.resize(buffers.grad.len().max(needed), 0.0);
                 buffers.offsets.clear();
                 for (i, n) in (image..end).enumerate() {
                     let x = &mut buffers.x[i * x_rows * x_row..];
@@ -192,7 +193,7 @@ impl WeightGradient<'_> {
                                     c_row: self.kernel[0] * row,
                                     start: Start::Output,
                                 };
-                                // SAFETY: the gradients are padded to whole tiles, the sums to whole
+                                // SAFETY: the gradients have room for whole tiles, the sums for whole
                                 // tiles and vectors, and x has one vector more than is staged.
                                 unsafe { tiles[wide - 1](product) };
                             }
