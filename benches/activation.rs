@@ -13,98 +13,25 @@ use burn::{
     tensor::{Device, Tensor, TensorData},
 };
 use clap::Parser;
-use common::{copy_bandwidth, in_turns, keep_pages, pairs, save_json};
+use common::{
+    copy_bandwidth, in_turns, keep_pages,
+    memory::{CountingAllocator, peak_over, use_system_allocator},
+    pairs, save_json,
+};
 use sat::core::{ActivationBackend, Curve, tensor::activate};
 use serde::{Deserialize, Serialize};
 use std::{
-    alloc::{GlobalAlloc, Layout, System},
     fs,
     hint::black_box,
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::Duration,
 };
 
 mod common;
 
-/// mimalloc, or the system's allocator after [`USE_SYSTEM`] was set. Memory is given back to where it
-/// came from, so the choice is made once, before the first large tensor.
-struct Allocator;
-
-static USE_SYSTEM: AtomicBool = AtomicBool::new(false);
-/// Bytes in large blocks, now and at most since [`peak_over`] began.
-static LIVE: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-/// Below this size, mimalloc always: what is small is not what is measured.
-const LARGE: usize = 256 * 1024;
-
-fn count_new(layout: Layout) {
-    if layout.size() >= LARGE {
-        let live = LIVE.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
-        PEAK.fetch_max(live, Ordering::Relaxed);
-    }
-}
-
-fn count_freed(layout: Layout) {
-    if layout.size() >= LARGE {
-        LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
-    }
-}
-
-/// The most bytes that `run` holds in large blocks at a time, beside what is there already.
-fn peak_over(run: &mut dyn FnMut()) -> usize {
-    let before = LIVE.load(Ordering::Relaxed);
-    PEAK.store(before, Ordering::Relaxed);
-    run();
-    PEAK.load(Ordering::Relaxed) - before
-}
-
-fn from_system(layout: Layout) -> bool {
-    layout.size() >= LARGE && USE_SYSTEM.load(Ordering::Relaxed)
-}
-
-// SAFETY: both allocators keep the contract, and each block returns to the one it came from: the
-// choice depends on the layout and on a flag that is set first thing in `main`, before any block of
-// LARGE bytes exists; the operating system limits an argument to less than that.
-unsafe impl GlobalAlloc for Allocator {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count_new(layout);
-        // SAFETY: the caller's promises are passed on.
-        unsafe {
-            if from_system(layout) {
-                System.alloc(layout)
-            } else {
-                mimalloc::MiMalloc.alloc(layout)
-            }
-        }
-    }
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count_new(layout);
-        // SAFETY: the caller's promises are passed on.
-        unsafe {
-            if from_system(layout) {
-                System.alloc_zeroed(layout)
-            } else {
-                mimalloc::MiMalloc.alloc_zeroed(layout)
-            }
-        }
-    }
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        count_freed(layout);
-        // SAFETY: the caller's promises are passed on.
-        unsafe {
-            if from_system(layout) {
-                System.dealloc(block, layout);
-            } else {
-                mimalloc::MiMalloc.dealloc(block, layout);
-            }
-        }
-    }
-}
-
 #[global_allocator]
-static GLOBAL: Allocator = Allocator;
+static GLOBAL: CountingAllocator = CountingAllocator;
 
 /// Our activations beside Burn's.
 #[derive(Parser, Debug)]
@@ -194,8 +121,9 @@ struct Report {
 }
 
 fn main() -> ExitCode {
-    let system = std::env::args_os().any(|argument| argument == "--system-allocator");
-    USE_SYSTEM.store(system, Ordering::Relaxed);
+    if std::env::args_os().any(|argument| argument == "--system-allocator") {
+        use_system_allocator();
+    }
     keep_pages();
     let arguments = Arguments::parse();
     let budget = Duration::from_millis(arguments.milliseconds);

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a bench panics when it cannot run")]
 
 use burn::tensor::{Device, Tensor, TensorData};
+use common::memory::peak_resident;
 use sat::models::{Metadata, ModelName, save_safetensors};
 use serde::Serialize;
 use std::{env, fs, path::Path, process::Command, time::Instant};
@@ -36,24 +37,20 @@ fn fastest(runs: usize, mut run: impl FnMut()) -> f64 {
         .fold(f64::INFINITY, f64::min)
 }
 
-/// The largest memory this process has had, in MiB; Linux says so.
-fn peak_memory() -> Option<f64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    Some(line.split_whitespace().nth(1)?.parse::<f64>().ok()? / 1024.0)
-}
-
 /// In a process of its own, so that its peak is that of loading.
 fn load(path: &Path) {
-    let before = peak_memory();
+    let before = peak_resident();
     let start = Instant::now();
     let model = LOADED.config().load(path, &Device::flex()).unwrap();
     let seconds = start.elapsed().as_secs_f64();
     let file = fs::metadata(path).unwrap().len() as f64 / f64::from(1 << 20);
     print!("{LOADED}: {file:.1} MiB loaded in {seconds:.3} s");
-    match (before, peak_memory()) {
+    match (before, peak_resident()) {
         (Some(before), Some(after)) => {
-            println!(", {:.2} times the file in memory", (after - before) / file)
+            println!(
+                ", {:.2} times the file in memory",
+                (after - before) as f64 / f64::from(1 << 20) / file
+            )
         }
         _ => println!(),
     }

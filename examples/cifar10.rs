@@ -102,6 +102,7 @@ enum Cifar10Error {
 type Failure = Box<dyn std::error::Error>;
 
 fn main() -> ExitCode {
+    common::pages::keep_pages();
     common::exit_code(run(&Arguments::parse()))
 }
 

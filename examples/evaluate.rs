@@ -268,6 +268,7 @@ struct AttackOutput<'a> {
 }
 
 fn main() -> ExitCode {
+    common::pages::keep_pages();
     common::exit_code(run(&Arguments::parse()))
 }
 

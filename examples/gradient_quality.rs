@@ -77,6 +77,7 @@ enum ProbeError {
 }
 
 fn main() -> ExitCode {
+    common::pages::keep_pages();
     common::exit_code(run(&Arguments::parse()))
 }
 

@@ -214,6 +214,7 @@ enum ImageNetError {
 type Failure = Box<dyn Error>;
 
 fn main() -> ExitCode {
+    common::pages::keep_pages();
     common::exit_code(run(&Arguments::parse().task))
 }
 

@@ -144,6 +144,7 @@ struct FullReport<'a> {
 }
 
 fn main() -> ExitCode {
+    common::pages::keep_pages();
     common::exit_code(run(&Arguments::parse()))
 }
 

@@ -3,7 +3,9 @@
 // Each bench uses a part of it.
 #![allow(dead_code)]
 
+pub(crate) mod memory;
 pub(crate) mod norm;
+pub(crate) mod peak;
 
 use burn::tensor::{Tensor, activation as burns};
 use sat::core::Curve;
@@ -76,7 +78,8 @@ pub(crate) fn in_turns(budget: Duration, mut runs: [&mut dyn FnMut(); 2]) -> [f6
 /// Bytes read and written a second, in GB/s, by a parallel copy of n floats.
 pub(crate) fn copy_bandwidth(n: usize, budget: Duration) -> f64 {
     let source = vec![1.0f32; n];
-    let mut target = vec![0.0f32; n];
+    // Written once, so that no fresh page is in the time.
+    let mut target = source.clone();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let chunk = n.div_ceil(threads);
     let mut best = f64::INFINITY;

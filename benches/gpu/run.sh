@@ -6,6 +6,9 @@
 #   benches/gpu/run.sh run DIR NAME OUT
 #                                    on the GPU machine: runs the tests of sat-core, then the benches beside
 #                                    PyTorch eager and torch.compile, and writes OUT/activation-NAME-*.json
+#                                    and OUT/training-NAME-*.json
+#   benches/gpu/run.sh steps DIR NAME OUT
+#                                    the same for whole training steps alone
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -23,6 +26,13 @@ for line in sys.stdin:
     message = json.loads(line)
     if message.get("executable") and message["target"]["name"] == "device":
         print(message["executable"])' | tail -1 | xargs -I{} cp {} "$dir/device-$fusion"
+        cargo bench --bench training_step --no-run --features "$features" --message-format json |
+            python3 -c '
+import json, sys
+for line in sys.stdin:
+    message = json.loads(line)
+    if message.get("executable") and message["target"]["name"] == "training_step":
+        print(message["executable"])' | tail -1 | xargs -I{} cp {} "$dir/training_step-$fusion"
         cargo test -p sat-core --release --no-run --features "$features" --test suite --test precision --test norm \
             --message-format json |
             python3 -c '
@@ -37,14 +47,20 @@ for line in sys.stdin:
     xz -T0 -f "$dir"/*-off "$dir"/*-on
 }
 
-run() {
-    local dir=$1 name=$2 out=$3
-    mkdir -p "$out"
-    local work
+unpack() {
+    local dir=$1 work
     work=$(mktemp -d)
     cp "$dir"/*.xz "$work"
     xz -d "$work"/*.xz
     chmod +x "$work"/*
+    echo "$work"
+}
+
+run() {
+    local dir=$1 name=$2 out=$3
+    mkdir -p "$out"
+    local work
+    work=$(unpack "$dir")
     for fusion in off on; do
         for test in suite precision norm; do
             "$work/$test-$fusion" || echo "FAILED: $test, fusion $fusion" | tee -a "$out/failures.txt"
@@ -61,10 +77,33 @@ run() {
         python3 benches/peers/activation.py --device cuda --dtype "$dtype" --elements 67108864 --compile \
             --json "$out/activation-$name-pytorch-compiled-$dtype.json"
     done
+    steps "$@"
+}
+
+# PyTorch first, so that our tables set its times beside ours: eager in TF32 is what Burn's f32 is
+# compared with. Burn has no autocast: bf16 stands alone.
+steps() {
+    local dir=$1 name=$2 out=$3
+    mkdir -p "$out"
+    local work
+    work=$(unpack "$dir")
+    local of_peer=(--device cuda --layouts channels-last --batch 128 --activations relu,silu --repeats 3)
+    for precision in tf32 bf16; do
+        python3 benches/peers/training_step.py "${of_peer[@]}" --precision "$precision" \
+            --json "$out/training-$name-pytorch-$precision.json"
+        python3 benches/peers/training_step.py "${of_peer[@]}" --precision "$precision" --compile \
+            --networks resnet18_cifar,resnet50 --json "$out/training-$name-pytorch-compiled-$precision.json"
+    done
+    for fusion in off on; do
+        "$work/training_step-$fusion" --device cuda --batch 128 --activations relu,silu --repeats 3 \
+            --peer "$out/training-$name-pytorch-tf32.json" --json "$out/training-$name-fusion-$fusion.json" |
+            tee "$out/training-$name-fusion-$fusion.md"
+    done
 }
 
 case "${1:-}" in
 pack) pack "${2:?folder}" ;;
 run) run "${2:?folder}" "${3:?name of the machine}" "${4:?folder for results}" ;;
-*) sed -n '2,9p' "$0" && exit 2 ;;
+steps) steps "${2:?folder}" "${3:?name of the machine}" "${4:?folder for results}" ;;
+*) sed -n '2,11p' "$0" && exit 2 ;;
 esac

@@ -10,6 +10,7 @@ pub(crate) use sat::train::parse_eps as eps;
 pub(crate) mod canvas;
 pub(crate) mod grid;
 pub(crate) mod output;
+pub(crate) mod pages;
 pub(crate) mod plot;
 pub(crate) mod progress;
 pub(crate) mod stop;

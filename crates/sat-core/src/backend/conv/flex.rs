@@ -1,6 +1,7 @@
 //! Flex: our own loops for `f32`, Burn's for everything else.
 
 mod correlate;
+mod planes;
 mod simd;
 mod tile;
 mod weights;
@@ -183,7 +184,7 @@ impl Geometry {
         let mut y = Vec::with_capacity(n);
         // SAFETY: y has room for all of its n numbers, and each of them is written.
         unsafe {
-            correlation.run(Output(y.as_mut_ptr()));
+            correlate::run(&[correlation], Output(y.as_mut_ptr()));
             y.set_len(n);
         }
         y
@@ -196,7 +197,6 @@ impl Geometry {
         let n = self.images * self.groups * self.inputs * height * width;
         let positions = self.kernel[0] * self.kernel[1];
         let mut correlations = Vec::new();
-        let mut reached = 0;
         for top in 0..self.stride[0].min(height) {
             let rows = self.taps_of(0, top);
             for left in 0..self.stride[1].min(width) {
@@ -215,10 +215,6 @@ impl Geometry {
                         })
                     })
                     .collect();
-                if taps.is_empty() {
-                    continue;
-                }
-                reached += grid[0] * grid[1];
                 correlations.push(Correlation {
                     set,
                     images: self.images,
@@ -246,16 +242,10 @@ impl Geometry {
             }
         }
         let mut dx = Vec::with_capacity(n);
-        let all = self.outputs > 0 && reached == height * width;
-        if !all {
-            dx.resize(n, 0.0);
-        }
-        // SAFETY: dx has room for all of its n numbers, and each of them was set to zero or is written
-        // by one of the correlations.
+        // SAFETY: dx has room for all of its n numbers, and each of them is written by one of the
+        // correlations: every position has its remainders.
         unsafe {
-            for correlation in correlations {
-                correlation.run(Output(dx.as_mut_ptr()));
-            }
+            correlate::run(&correlations, Output(dx.as_mut_ptr()));
             dx.set_len(n);
         }
         dx

@@ -6,6 +6,7 @@
 //! taps, without the copies that im2col makes. The lanes hold pixels where rows fill them, and output
 //! channels where rows are short.
 
+use super::planes;
 use super::tile::{InstructionSet, Product, Scattered, Start, Tile, Transposition};
 use rayon::prelude::*;
 
@@ -34,7 +35,7 @@ pub(super) struct Correlation<'a> {
     pub(super) weight: &'a [f32],
     /// Distance of the weights of consecutive groups, outputs and inputs.
     pub(super) weight_strides: [usize; 3],
-    /// At least one.
+    /// None give zeros.
     pub(super) taps: Vec<Tap>,
     pub(super) stride: [usize; 2],
     /// Height and width of y.
@@ -49,6 +50,27 @@ pub(super) struct Place {
     pub(super) plane: usize,
     pub(super) row: usize,
     pub(super) column: usize,
+}
+
+impl Place {
+    /// Writes a row.
+    ///
+    /// # Safety
+    ///
+    /// The places must lie in the buffer.
+    #[inline(always)]
+    pub(super) unsafe fn write(self, from: &[f32], to: *mut f32) {
+        // SAFETY: as the caller promised.
+        unsafe {
+            if self.column == 1 {
+                to.copy_from_nonoverlapping(from.as_ptr(), from.len());
+                return;
+            }
+            for (i, value) in from.iter().enumerate() {
+                *to.add(i * self.column) = *value;
+            }
+        }
+    }
 }
 
 /// A buffer whose disjoint parts are written by several threads.
@@ -98,60 +120,123 @@ struct Block {
     packed: usize,
 }
 
-impl Correlation<'_> {
-    /// Writes y, and nothing else, to the buffer.
-    ///
-    /// # Safety
-    ///
-    /// Every place of y must lie in the buffer.
-    pub(super) unsafe fn run(&self, out: Output) {
-        let [height, width] = self.grid;
-        if self.images * self.groups * self.outputs * height * width == 0 {
-            return;
-        }
-        let by_pixels = self.by_pixels();
-        let blocks = self.blocks(by_pixels);
-        let packed = self.pack(&blocks);
+/// Correlations of the same x and the same channels, each to its own places. They run side by side, so that
+/// places that lie between each other are written while they are in the cache.
+///
+/// # Safety
+///
+/// Every place must lie in the buffer.
+pub(super) unsafe fn run(correlations: &[Correlation<'_>], out: Output) {
+    let Some(first) = correlations.first() else { return };
+    if first.inputs == 1 && first.outputs == 1 {
+        // SAFETY: as the caller promised.
+        return unsafe { planes::run(correlations, out) };
+    }
+    let [height, width] = largest_grid(correlations);
+    if first.images * first.groups * first.outputs * height * width == 0 {
+        return;
+    }
+    let threads = rayon::current_num_threads();
+    // Small images together, so that the weights are read for many pixels.
+    let together = (256 / (height * width)).clamp(1, first.images.div_ceil(2 * threads));
+    let bundles = first.images.div_ceil(together);
+    let per_row = first.inputs * Staging::new(correlations, 1).row * first.stride[0];
+    let mut rows = (STRIP / (per_row * together).max(1)).clamp(1, height);
+    let enough = (4 * threads).div_ceil(bundles * first.groups);
+    rows = rows.min(height.div_ceil(enough.min(height))).max(4.min(height));
+    let strips = height.div_ceil(rows);
+    let staging = Staging::new(correlations, rows);
+    debug_assert!(together * staging.image < u32::MAX as usize);
+    let plans: Vec<Plan<'_>> = correlations.iter().map(|c| Plan::new(c, &staging)).collect();
 
-        let threads = rayon::current_num_threads();
-        // Small images together, so that the weights are read for many pixels.
-        let together = (256 / (height * width)).clamp(1, self.images.div_ceil(2 * threads));
-        let bundles = self.images.div_ceil(together);
-        let per_row = self.inputs * self.staging(1, 1).row * self.stride[0];
-        let mut rows = (STRIP / (per_row * together).max(1)).clamp(1, height);
-        let enough = (4 * threads).div_ceil(bundles * self.groups);
-        rows = rows.min(height.div_ceil(enough.min(height))).max(4.min(height));
-        let strips = height.div_ceil(rows);
-        let staging = self.staging(rows, together);
-        let offsets = self.offsets(&staging);
-
-        (0..bundles * self.groups * strips).into_par_iter().for_each_init(
-            || (Vec::new(), Vec::new()),
-            |(staged, scratch): &mut (Vec<f32>, Vec<f32>), task| {
-                let (strip, rest) = (task % strips, task / strips);
-                let (group, bundle) = (rest % self.groups, rest / self.groups);
-                let first = bundle * together;
-                let part = Part {
-                    images: [first, (first + together).min(self.images)],
-                    rows: [strip * rows, ((strip + 1) * rows).min(height)],
-                    group,
-                };
-                self.stage(&staging, part, staged);
-                let weights = &packed[group * packed.len() / self.groups..];
-                let work = Work { c: self, staging: &staging, offsets: &offsets, staged, weights };
+    (0..bundles * first.groups * strips).into_par_iter().for_each_init(
+        || (Vec::new(), Vec::new()),
+        |(staged, scratch): &mut (Vec<f32>, Vec<f32>), task| {
+            let (strip, rest) = (task % strips, task / strips);
+            let (group, bundle) = (rest % first.groups, rest / first.groups);
+            let image = bundle * together;
+            let images = [image, (image + together).min(first.images)];
+            let part = Part { images, rows: [strip * rows, (strip + 1) * rows], group };
+            first.stage(&staging, part.within(height), staged);
+            for plan in &plans {
+                let part = part.within(plan.c.grid[0]);
+                if part.rows[0] == part.rows[1] {
+                    continue;
+                }
+                let weights = &plan.packed[group * plan.packed.len() / first.groups..];
+                let (c, offsets) = (plan.c, &plan.offsets);
+                let work = Work { c, staging: &staging, offsets, staged, weights };
                 // SAFETY: parts are disjoint, and their places are in the buffer.
                 unsafe {
-                    if by_pixels {
-                        work.pixels_in_lanes(&blocks, part, out);
+                    if plan.by_pixels {
+                        work.pixels_in_lanes(&plan.blocks, part, out);
                     } else {
-                        work.channels_in_lanes(&blocks, part, scratch, out);
+                        work.channels_in_lanes(&plan.blocks, part, scratch, out);
                     }
                 }
-            },
-        );
-    }
+            }
+        },
+    );
+}
 
+/// The largest height and width of the outputs.
+pub(super) fn largest_grid(correlations: &[Correlation<'_>]) -> [usize; 2] {
+    [0, 1].map(|axis| correlations.iter().map(|c| c.grid[axis]).max().unwrap_or(0))
+}
+
+/// What is computed once for all tasks.
+struct Plan<'a> {
+    c: &'a Correlation<'a>,
+    by_pixels: bool,
+    blocks: Vec<Block>,
+    packed: Vec<f32>,
+    offsets: Vec<u32>,
+}
+
+impl<'a> Plan<'a> {
+    fn new(c: &'a Correlation<'a>, staging: &Staging) -> Self {
+        let by_pixels = c.by_pixels();
+        let blocks = c.blocks(by_pixels);
+        Self { c, by_pixels, packed: c.pack(&blocks), blocks, offsets: c.offsets(staging) }
+    }
+}
+
+impl Staging {
+    /// Of so many rows of outputs.
+    fn new(correlations: &[Correlation<'_>], rows: usize) -> Self {
+        let Correlation { stride, inputs, .. } = correlations[0];
+        let taps = || correlations.iter().flat_map(|c| &c.taps);
+        let extent = |offset: fn(&Tap) -> isize| {
+            let low = taps().map(offset).min().unwrap_or(0);
+            let high = taps().map(offset).max().unwrap_or(0);
+            (low, (high - low).unsigned_abs())
+        };
+        let (first_row, row_span) = extent(|tap| tap.row);
+        let (first_column, column_span) = extent(|tap| tap.column);
+        let segment = largest_grid(correlations)[1] + column_span / stride[1];
+        let row = segment * stride[1].min(column_span + 1);
+        let rows = (rows - 1) * stride[0] + row_span + 1;
+        // Planes that lie 4 KiB apart would share few places in the first-level cache.
+        let plane = match (rows * row).next_multiple_of(16) {
+            plane if inputs_collide(plane) => plane + 48,
+            plane => plane,
+        };
+        Self {
+            first: [first_row, first_column],
+            span: [row_span, column_span],
+            segment,
+            row,
+            plane,
+            image: plane * inputs,
+        }
+    }
+}
+
+impl Correlation<'_> {
     fn by_pixels(&self) -> bool {
+        if self.taps.is_empty() {
+            return true;
+        }
         let lanes = self.set.lanes();
         let filled = |n: usize| n as f64 / n.next_multiple_of(lanes) as f64;
         // Pixels in the lanes need no transposition afterwards.
@@ -234,39 +319,6 @@ impl Correlation<'_> {
         packed
     }
 
-    fn staging(&self, rows: usize, images: usize) -> Staging {
-        let extent = |offset: fn(&Tap) -> isize| {
-            let (low, high) = self
-                .taps
-                .iter()
-                .map(offset)
-                .fold((isize::MAX, isize::MIN), |(low, high), offset| {
-                    (low.min(offset), high.max(offset))
-                });
-            (low, (high - low).unsigned_abs())
-        };
-        let (first_row, row_span) = extent(|tap| tap.row);
-        let (first_column, column_span) = extent(|tap| tap.column);
-        let segment = self.grid[1] + column_span / self.stride[1];
-        let row = segment * self.stride[1].min(column_span + 1);
-        let rows = (rows - 1) * self.stride[0] + row_span + 1;
-        // Planes that lie 4 KiB apart would share few places in the first-level cache.
-        let plane = match (rows * row).next_multiple_of(16) {
-            plane if inputs_collide(plane) => plane + 48,
-            plane => plane,
-        };
-        let image = plane * self.inputs;
-        debug_assert!(images * image < u32::MAX as usize);
-        Staging {
-            first: [first_row, first_column],
-            span: [row_span, column_span],
-            segment,
-            row,
-            plane,
-            image,
-        }
-    }
-
     /// Where each step, an input channel and a tap, reads.
     fn offsets(&self, staging: &Staging) -> Vec<u32> {
         let place = |tap: &Tap| {
@@ -331,13 +383,7 @@ pub(super) fn copy_row(from: &[f32], first: isize, stride: usize, to: &mut [f32]
         return;
     }
     let start = (first + (before * stride) as isize) as usize;
-    if stride == 1 {
-        middle.copy_from_slice(&from[start..start + middle.len()]);
-    } else {
-        for (to, from) in middle.iter_mut().zip(from[start..].iter().step_by(stride)) {
-            *to = *from;
-        }
-    }
+    planes::take_every(stride, &from[start..], middle);
 }
 
 /// The images and output rows (start and end) of a group that one task computes.
@@ -346,6 +392,13 @@ struct Part {
     images: [usize; 2],
     rows: [usize; 2],
     group: usize,
+}
+
+impl Part {
+    /// Cut to the rows that there are.
+    fn within(self, height: usize) -> Self {
+        Self { rows: self.rows.map(|row| row.min(height)), ..self }
+    }
 }
 
 struct Work<'a> {
@@ -430,10 +483,8 @@ impl Work<'_> {
                                 for v in 0..tall {
                                     let from = &scratch[m * vectors * lanes + v * lanes..];
                                     let to = to + m * c.place.plane + v * c.place.row;
-                                    for (i, value) in from[..valid].iter().enumerate() {
-                                        // SAFETY: as the caller promised.
-                                        unsafe { *out.at(to + i * c.place.column) = *value };
-                                    }
+                                    // SAFETY: as the caller promised.
+                                    unsafe { c.place.write(&from[..valid], out.at(to)) };
                                 }
                             }
                         }
@@ -519,10 +570,25 @@ impl Work<'_> {
         // SAFETY: as the caller promised.
         unsafe {
             if place.column != 1 {
-                for (pixel, from) in from.chunks_exact(block.width).take(rows * width).enumerate() {
-                    let at = pixel / width * place.row + pixel % width * place.column;
-                    for (m, value) in from[..block.count].iter().enumerate() {
-                        *to.add(at + m * place.plane) = *value;
+                // A few pixels at a time, so that each plane is gone to once for all of them.
+                const PIXELS: usize = 16;
+                let mut planes = [0.0; 64 * PIXELS];
+                for (row, from) in from.chunks_exact(width * block.width).take(rows).enumerate() {
+                    for (part, from) in from.chunks(PIXELS * block.width).enumerate() {
+                        let pixels = from.len() / block.width;
+                        c.set.transpose(Transposition {
+                            from: from.as_ptr(),
+                            from_row: block.width,
+                            rows: pixels,
+                            columns: block.count,
+                            to: planes.as_mut_ptr(),
+                            to_row: PIXELS,
+                        });
+                        let to = to.add(row * place.row + part * PIXELS * place.column);
+                        let planes = planes.chunks_exact(PIXELS).take(block.count);
+                        for (m, plane) in planes.enumerate() {
+                            place.write(&plane[..pixels], to.add(m * place.plane));
+                        }
                     }
                 }
                 return;

@@ -1,7 +1,5 @@
 //! Vectors of `f32` in the registers of each instruction set.
 
-use core::mem::MaybeUninit;
-
 /// A register of `f32`.
 ///
 /// # Safety
@@ -25,17 +23,6 @@ pub(super) trait Vector: Copy {
                 // SAFETY: as the caller promised.
                 unsafe { *to.add(j * to_row + i) = *from.add(i * from_row + j) };
             }
-        }
-    }
-
-    /// The sum of the lanes, in one fixed order.
-    #[inline(always)]
-    unsafe fn sum(self) -> f32 {
-        let mut lanes = [MaybeUninit::<f32>::uninit(); 16];
-        // SAFETY: no vector has more than 16 lanes, and those that are read were written.
-        unsafe {
-            self.store(lanes.as_mut_ptr().cast());
-            (0..Self::LANES).map(|lane| lanes[lane].assume_init()).sum()
         }
     }
 }

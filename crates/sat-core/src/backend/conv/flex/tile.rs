@@ -82,43 +82,74 @@ unsafe fn tile<V: Vector, const ROWS: usize, const VECTORS: usize, const A: bool
     }
 }
 
-/// The correlation of a plane of gradients with TAPS shifted planes: `sums[t] += sum over i and j of
-/// y[i][j] x[offsets[t] + i x_row + j]`. x is read up to the next multiple of the lanes.
-pub(super) struct Dots<'a> {
+/// The correlation of a plane of gradients with TAPS shifted planes: `sums[t][lane] += sum over i of
+/// y[i lanes + lane] x[offsets[t] + i lanes + lane]`, where y is a multiple of the lanes long.
+///
+/// # Safety
+///
+/// As for [`tile`]; x must be valid up to the largest offset and the length of y.
+#[inline(always)]
+unsafe fn dots<V: Vector, const TAPS: usize>(
+    x: *const f32,
+    y: &[f32],
+    offsets: &[u32],
+    sums: &mut [f32],
+) {
+    // SAFETY: as the caller promised; there is a vector of sums for every tap.
+    unsafe {
+        let offsets: [usize; TAPS] = core::array::from_fn(|t| offsets[t] as usize);
+        let sums = &mut sums[..TAPS * V::LANES];
+        let mut totals: [V; TAPS] =
+            core::array::from_fn(|t| V::load(sums.as_ptr().add(t * V::LANES)));
+        for (i, y) in y.chunks_exact(V::LANES).enumerate() {
+            let y = V::load(y.as_ptr());
+            for (total, offset) in totals.iter_mut().zip(offsets) {
+                *total = total.add_product(y, V::load(x.add(i * V::LANES + offset)));
+            }
+        }
+        for (t, total) in totals.into_iter().enumerate() {
+            total.store(sums.as_mut_ptr().add(t * V::LANES));
+        }
+    }
+}
+
+/// `y[i] = sum over t of weights[t] x[offsets[t] + i]` up to the next multiple of the lanes.
+#[derive(Clone, Copy)]
+pub(super) struct Stencil<'a> {
     pub(super) x: *const f32,
-    pub(super) x_row: usize,
-    pub(super) y: &'a [f32],
-    pub(super) width: usize,
+    pub(super) y: *mut f32,
+    pub(super) len: usize,
     pub(super) offsets: &'a [u32],
-    pub(super) sums: &'a mut [f32],
+    pub(super) weights: &'a [f32],
 }
 
 /// # Safety
 ///
-/// As for [`tile`].
+/// As for [`tile`]; the taps must be TAPS, but for 0, which takes any number.
 #[inline(always)]
-unsafe fn dots<V: Vector, const TAPS: usize>(d: &mut Dots<'_>) {
+unsafe fn stencil<V: Vector, const TAPS: usize>(s: Stencil<'_>) {
     // SAFETY: as the caller promised.
     unsafe {
-        let mut sums = [V::zero(); TAPS];
-        let offsets: [usize; TAPS] = core::array::from_fn(|t| d.offsets[t] as usize);
-        for (i, y) in d.y.chunks_exact(d.width).enumerate() {
-            let x = d.x.add(i * d.x_row);
-            for (j, y) in y.chunks(V::LANES).enumerate() {
-                let y = if y.len() == V::LANES {
-                    V::load(y.as_ptr())
-                } else {
-                    let mut padded = [0.0; 16];
-                    padded[..y.len()].copy_from_slice(y);
-                    V::load(padded.as_ptr())
-                };
-                for (sum, offset) in sums.iter_mut().zip(offsets) {
-                    *sum = sum.add_product(y, V::load(x.add(j * V::LANES + offset)));
+        if TAPS == 0 {
+            for at in (0..s.len).step_by(V::LANES) {
+                let mut sum = V::zero();
+                for (weight, offset) in s.weights.iter().zip(s.offsets) {
+                    sum =
+                        sum.add_product(V::splat(*weight), V::load(s.x.add(at + *offset as usize)));
                 }
+                sum.store(s.y.add(at));
             }
+            return;
         }
-        for (total, sum) in d.sums.iter_mut().zip(sums) {
-            *total += sum.sum();
+        let weights: [V; TAPS] = core::array::from_fn(|t| V::splat(s.weights[t]));
+        let offsets: [usize; TAPS] = core::array::from_fn(|t| s.offsets[t] as usize);
+        for at in (0..s.len).step_by(V::LANES) {
+            let x = s.x.add(at);
+            let mut sum = V::zero();
+            for (weight, offset) in weights.into_iter().zip(offsets) {
+                sum = sum.add_product(weight, V::load(x.add(offset)));
+            }
+            sum.store(s.y.add(at));
         }
     }
 }
@@ -295,32 +326,34 @@ impl InstructionSet {
         }
     }
 
-    /// How many taps [`dots`](Self::dots) takes at most.
-    pub(super) fn taps(left: usize) -> usize {
-        [9, 5, 1].into_iter().find(|taps| *taps <= left).unwrap_or(1)
+    /// How many of the taps that are left [`dots`](Self::dots) takes: as many as there are registers for.
+    pub(super) fn taps(self, left: usize) -> usize {
+        let most = if self.lanes() == 16 { 25 } else { 9 };
+        [25, 9, 3, 1].into_iter().find(|taps| *taps <= left.min(most)).unwrap_or(1)
     }
 
     /// # Safety
     ///
     /// x must be valid for what is read; the taps must be as many as [`taps`](Self::taps) says.
-    pub(super) unsafe fn dots(self, d: &mut Dots<'_>) {
+    pub(super) unsafe fn dots(self, x: *const f32, y: &[f32], offsets: &[u32], sums: &mut [f32]) {
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx512f")]
-        unsafe fn avx512<const TAPS: usize>(d: &mut Dots<'_>) {
+        unsafe fn avx512<const TAPS: usize>(x: *const f32, y: &[f32], o: &[u32], sums: &mut [f32]) {
             // SAFETY: as the caller promised, here and below.
-            unsafe { dots::<core::arch::x86_64::__m512, TAPS>(d) }
+            unsafe { dots::<core::arch::x86_64::__m512, TAPS>(x, y, o, sums) }
         }
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx2,fma")]
-        unsafe fn avx2<const TAPS: usize>(d: &mut Dots<'_>) {
-            unsafe { dots::<core::arch::x86_64::__m256, TAPS>(d) }
+        unsafe fn avx2<const TAPS: usize>(x: *const f32, y: &[f32], o: &[u32], sums: &mut [f32]) {
+            unsafe { dots::<core::arch::x86_64::__m256, TAPS>(x, y, o, sums) }
         }
         macro_rules! by_taps {
             ($function:ident$(, $vector:ty)?) => {
-                match d.offsets.len() {
-                    9 => $function::<$($vector,)? 9>(d),
-                    5 => $function::<$($vector,)? 5>(d),
-                    1 => $function::<$($vector,)? 1>(d),
+                match offsets.len() {
+                    25 => $function::<$($vector,)? 25>(x, y, offsets, sums),
+                    9 => $function::<$($vector,)? 9>(x, y, offsets, sums),
+                    3 => $function::<$($vector,)? 3>(x, y, offsets, sums),
+                    1 => $function::<$($vector,)? 1>(x, y, offsets, sums),
                     taps => unreachable!("no loop for {taps} taps"),
                 }
             };
@@ -332,6 +365,46 @@ impl InstructionSet {
                 #[cfg(target_arch = "x86_64")]
                 Self::Avx2 => by_taps!(avx2),
                 Self::Portable => by_taps!(dots, Portable),
+            }
+        }
+    }
+
+    /// # Safety
+    ///
+    /// x and y must be valid for what is read and written.
+    pub(super) unsafe fn stencil(self, s: Stencil<'_>) {
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx512f")]
+        unsafe fn avx512<const TAPS: usize>(s: Stencil<'_>) {
+            // SAFETY: as the caller promised, here and below.
+            unsafe { stencil::<core::arch::x86_64::__m512, TAPS>(s) }
+        }
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx2,fma")]
+        unsafe fn avx2<const TAPS: usize>(s: Stencil<'_>) {
+            unsafe { stencil::<core::arch::x86_64::__m256, TAPS>(s) }
+        }
+        // The kernels of networks, and what is left of them for each remainder at stride 2.
+        macro_rules! by_taps {
+            ($function:ident$(, $vector:ty)?) => {
+                match s.offsets.len() {
+                    1 => $function::<$($vector,)? 1>(s),
+                    2 => $function::<$($vector,)? 2>(s),
+                    4 => $function::<$($vector,)? 4>(s),
+                    6 => $function::<$($vector,)? 6>(s),
+                    9 => $function::<$($vector,)? 9>(s),
+                    25 => $function::<$($vector,)? 25>(s),
+                    _ => $function::<$($vector,)? 0>(s),
+                }
+            };
+        }
+        unsafe {
+            match self {
+                #[cfg(target_arch = "x86_64")]
+                Self::Avx512 => by_taps!(avx512),
+                #[cfg(target_arch = "x86_64")]
+                Self::Avx2 => by_taps!(avx2),
+                Self::Portable => by_taps!(stencil, Portable),
             }
         }
     }

@@ -8,7 +8,9 @@
 //! The images are cut into chunks by the shape alone, and their sums added in order: the result does
 //! not depend on the number of threads or on which of them was first.
 
-use super::tile::{Dots, InstructionSet, Product, Scattered, Start, Transposition};
+use super::correlate::Tap;
+use super::planes::{Flat, SLACK, take_every};
+use super::tile::{InstructionSet, Product, Scattered, Start, Transposition};
 use rayon::prelude::*;
 
 /// `dw[g, m, c, kh, kw] = sum over images and i and j of grad[n, g, m, i, j]
@@ -48,6 +50,10 @@ impl WeightGradient<'_> {
         let len = self.groups * self.outputs * self.inputs * self.kernel[0] * self.kernel[1];
         if len * self.images * self.grid[0] * self.grid[1] == 0 {
             return vec![0.0; len];
+        }
+        if self.kernel == [1, 1] && self.padding == [0, 0] && self.stride != [1, 1] {
+            let (x, size, stride) = (&self.met()[..], self.grid, [1, 1]);
+            return WeightGradient { x, size, stride, ..*self }.compute();
         }
         if self.outputs >= 8 && self.inputs * self.kernel[1] >= 8 {
             self.by_products()
@@ -135,8 +141,9 @@ impl WeightGradient<'_> {
                 let pixels = (bottom - top) * columns;
                 let needed = x_rows * x_row * together + lanes;
                 buffers.x.resize(buffers.x.len().max(needed), 0.0);
-                buffers.grad.clear();
-                buffers.grad.resize(grad_width * pixels * together, 0.0);
+                // What lies between the outputs and the width ends in sums that nobody reads.
+                let needed = grad_width * pixels * together;
+                buffers.grad.resize(buffers.grad.len().max(needed), 0.0);
                 buffers.offsets.clear();
                 for (i, n) in (image..end).enumerate() {
                     let x = &mut buffers.x[i * x_rows * x_row..];
@@ -186,7 +193,7 @@ impl WeightGradient<'_> {
                                     c_row: self.kernel[0] * row,
                                     start: Start::Output,
                                 };
-                                // SAFETY: the gradients are padded to whole tiles, the sums to whole
+                                // SAFETY: the gradients have room for whole tiles, the sums for whole
                                 // tiles and vectors, and x has one vector more than is staged.
                                 unsafe { tiles[wide - 1](product) };
                             }
@@ -234,61 +241,62 @@ impl WeightGradient<'_> {
 
     fn by_planes(&self) -> Vec<f32> {
         let lanes = self.set.lanes();
-        let [height, width] = self.kernel;
+        let [height, width] = self.size;
         let [rows, columns] = self.grid;
-        // x with its padding, columns sorted by their remainder modulo the stride, each with room for
-        // whole vectors: what the lanes beyond the last column read are zeros, or numbers of x that
-        // meet a zero of the gradient.
-        let segment = columns.next_multiple_of(lanes) + width / self.stride[1];
-        let x_row = segment * self.stride[1].min(width);
-        let x_rows = (rows - 1) * self.stride[0] + height;
-        let plane = x_rows * x_row;
-        let offsets: Vec<u32> = (0..height * width)
-            .map(|tap| {
-                let (kh, kw) = (tap / width, tap % width);
-                let phase = kw % self.stride[1] * segment + kw / self.stride[1];
-                (kh * x_row + phase) as u32
+        let positions = self.kernel[0] * self.kernel[1];
+        let taps: Vec<Tap> = (0..positions)
+            .map(|tap| Tap {
+                row: (tap / self.kernel[1]) as isize - self.padding[0] as isize,
+                column: (tap % self.kernel[1]) as isize - self.padding[1] as isize,
+                weight: tap,
             })
             .collect();
+        let flat = Flat::new(self.size, self.stride, self.grid, taps.iter());
+        let offsets: Vec<u32> = taps.iter().map(|tap| flat.offset(tap)).collect();
+        // The gradient in rows as far apart, with zeros between them and behind the end.
+        let of_grad = flat.span(self.grid).next_multiple_of(lanes);
         let chunks = TASKS.div_ceil(self.groups).min(self.images);
-        let per_group = self.outputs * self.inputs * height * width;
+        let pairs = self.outputs * self.inputs;
         let parts: Vec<Vec<f32>> = (0..self.groups * chunks)
             .into_par_iter()
-            .map_init(Vec::new, |x: &mut Vec<f32>, task| {
-                let (chunk, group) = (task % chunks, task / chunks);
-                x.resize(self.inputs * plane + lanes, 0.0);
-                let mut sums = vec![0.0; per_group];
-                for image in chunk * self.images / chunks..(chunk + 1) * self.images / chunks {
-                    for (input, x) in x.chunks_exact_mut(plane).take(self.inputs).enumerate() {
-                        self.stage_plane(group, image, input, segment, x);
-                    }
-                    for output in 0..self.outputs {
-                        let of_grad = (image * self.groups + group) * self.outputs + output;
-                        let y = &self.grad[of_grad * rows * columns..][..rows * columns];
+            .map_init(
+                || (vec![0.0; self.inputs * flat.len() + SLACK], vec![0.0; of_grad]),
+                |(x, grad), task| {
+                    let (chunk, group) = (task % chunks, task / chunks);
+                    let mut sums = vec![0.0; pairs * positions * lanes];
+                    for image in chunk * self.images / chunks..(chunk + 1) * self.images / chunks {
+                        let planes =
+                            &self.x[(image * self.groups + group) * self.inputs * height * width..];
                         for input in 0..self.inputs {
-                            let start = (output * self.inputs + input) * height * width;
-                            let mut tap = 0;
-                            while tap < height * width {
-                                let taps = InstructionSet::taps(height * width - tap);
-                                let mut dots = Dots {
-                                    x: x[input * plane..].as_ptr(),
-                                    x_row: self.stride[0] * x_row,
-                                    y,
-                                    width: columns,
-                                    offsets: &offsets[tap..tap + taps],
-                                    sums: &mut sums[start + tap..][..taps],
-                                };
-                                // SAFETY: each row of x has room for whole vectors at every tap.
-                                unsafe { self.set.dots(&mut dots) };
-                                tap += taps;
+                            let plane = &planes[input * height * width..][..height * width];
+                            flat.stage(plane, &mut x[input * flat.len()..]);
+                        }
+                        for output in 0..self.outputs {
+                            let plane = (image * self.groups + group) * self.outputs + output;
+                            let plane = &self.grad[plane * rows * columns..][..rows * columns];
+                            for (row, from) in plane.chunks_exact(columns).enumerate() {
+                                grad[row * flat.segment..][..columns].copy_from_slice(from);
+                            }
+                            for input in 0..self.inputs {
+                                let x = x[input * flat.len()..].as_ptr();
+                                let pair = (output * self.inputs + input) * positions;
+                                let mut tap = 0;
+                                while tap < positions {
+                                    let taps = self.set.taps(positions - tap);
+                                    let sums = &mut sums[(pair + tap) * lanes..];
+                                    let offsets = &offsets[tap..tap + taps];
+                                    // SAFETY: x has slack for the lanes behind the end.
+                                    unsafe { self.set.dots(x, grad, offsets, sums) };
+                                    tap += taps;
+                                }
                             }
                         }
                     }
-                }
-                sums
-            })
+                    sums.chunks_exact(lanes).map(|lanes| lanes.iter().sum()).collect()
+                },
+            )
             .collect();
-        let mut total = Vec::with_capacity(self.groups * per_group);
+        let mut total = Vec::with_capacity(self.groups * pairs * positions);
         for parts in parts.chunks_exact(chunks) {
             let mut sums = parts[0].clone();
             for part in &parts[1..] {
@@ -299,30 +307,18 @@ impl WeightGradient<'_> {
         total
     }
 
-    fn stage_plane(
-        &self,
-        group: usize,
-        image: usize,
-        input: usize,
-        segment: usize,
-        to: &mut [f32],
-    ) {
+    /// With a kernel of one position, the columns and rows of x that it meets, side by side.
+    fn met(&self) -> Vec<f32> {
         let [height, width] = self.size;
-        let of_x = (image * self.groups + group) * self.inputs + input;
-        let x = &self.x[of_x * height * width..][..height * width];
-        let x_row = segment * self.stride[1].min(self.kernel[1]);
-        for (row, to) in to.chunks_exact_mut(x_row).enumerate() {
-            let from = row.wrapping_sub(self.padding[0]);
-            if from >= height {
-                to.fill(0.0);
-                continue;
+        let [rows, columns] = self.grid;
+        let mut met = vec![0.0; self.images * self.groups * self.inputs * rows * columns];
+        let planes = met.par_chunks_mut(rows * columns).zip(self.x.par_chunks(height * width));
+        planes.for_each(|(met, x)| {
+            for (met, x) in met.chunks_mut(columns).zip(x.chunks(width).step_by(self.stride[0])) {
+                take_every(self.stride[1], x, met);
             }
-            let from = &x[from * width..][..width];
-            for (phase, to) in to.chunks_exact_mut(segment).enumerate() {
-                let first = phase as isize - self.padding[1] as isize;
-                super::correlate::copy_row(from, first, self.stride[1], to);
-            }
-        }
+        });
+        met
     }
 }
 
