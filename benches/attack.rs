@@ -1,15 +1,20 @@
 //! How long attacks take on a CIFAR ResNet-20, beside the passes they are made of.
 //!
-//! `cargo bench --bench attack` needs no data: weights and images come from a seed.
+//! `cargo bench --bench attack` needs no data: weights and images come from a seed. `-- --json FILE` writes
+//! the numbers.
 #![allow(clippy::unwrap_used, reason = "a bench panics when it cannot run")]
 
 use burn::tensor::{Device, Tensor, TensorData};
+use clap::Parser;
 use sat::{
     attack::{Attack, Ball, Goal, Pgd, ThreatModel, Victim, cross_entropy},
     models::ModelName,
 };
+use serde::Serialize;
 use std::{
     hint::black_box,
+    path::PathBuf,
+    process::ExitCode,
     time::{Duration, Instant},
 };
 
@@ -17,6 +22,39 @@ mod common;
 
 #[global_allocator]
 static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Attacks beside the passes they are made of.
+#[derive(Parser)]
+struct Arguments {
+    /// Where to write the numbers.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Given by `cargo bench`.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[derive(Serialize)]
+struct Passes {
+    images: usize,
+    forward_ms: f64,
+    input_gradient_ms: f64,
+    pgd20_ms: f64,
+    pgd20_over_passes: f64,
+}
+
+#[derive(Serialize)]
+struct Update {
+    shape: String,
+    ours_ms: f64,
+    burn_ms: f64,
+}
+
+#[derive(Serialize)]
+struct Report {
+    passes: Vec<Passes>,
+    updates: Vec<Update>,
+}
 
 /// The median of a few runs, in milliseconds. Reading the result waits for the device.
 fn median(mut run: impl FnMut()) -> f64 {
@@ -32,8 +70,10 @@ fn median(mut run: impl FnMut()) -> f64 {
     times[times.len() / 2]
 }
 
-fn main() {
+fn main() -> ExitCode {
     common::keep_pages();
+    let arguments = Arguments::parse();
+    let mut report = Report { passes: Vec::new(), updates: Vec::new() };
     let device = Device::flex();
     let model = ModelName::ResNet20.config().with_activation("silu".parse().unwrap());
     let victim = Victim::new(&model.init(0, &device));
@@ -63,21 +103,30 @@ fn main() {
             let attack = Pgd::default().steps(20);
             attack.perturb(&victim, images.clone(), goal, &threat).unwrap().into_data();
         });
+        let row = Passes {
+            images: count,
+            forward_ms: forward,
+            input_gradient_ms: gradient,
+            pgd20_ms: pgd,
+            pgd20_over_passes: pgd / (20.0 * gradient),
+        };
         println!(
             "| {count} | {forward:.1} | {gradient:.1} | {pgd:.0} | {:.3} |",
-            pgd / (20.0 * gradient)
+            row.pgd20_over_passes
         );
+        report.passes.push(row);
     }
     println!();
     println!("| images | PGD's update ms | of Burn's operations ms |");
     println!("|---|---:|---:|");
     for shape in [[128, 3, 32, 32], [16, 3, 224, 224]] {
-        update(shape, &device);
+        report.updates.push(update(shape, &device));
     }
+    common::save_json(arguments.json.as_deref(), &report)
 }
 
 /// One step in Linf and the way back into ball and bounds. Both get a gradient that nobody else holds.
-fn update(shape: [usize; 4], device: &Device) {
+fn update(shape: [usize; 4], device: &Device) -> Update {
     let count: usize = shape.iter().product();
     let number = |i: usize, factor: usize| (i * factor % 256) as f32 / 255.0;
     let tensor = |factor: usize, shift: f32| {
@@ -98,5 +147,7 @@ fn update(shape: [usize; 4], device: &Device) {
     let copy =
         common::in_turns(Duration::from_secs(1), [&mut || _ = black_box(fresh()), &mut || ()]);
     let [ours, burns] = best.map(|seconds| (seconds - copy[0]) * 1e3);
-    println!("| {shape:?} | {ours:.3} | {burns:.3} |");
+    let shape = shape.map(|size| size.to_string()).join("x");
+    println!("| {shape} | {ours:.3} | {burns:.3} |");
+    Update { shape, ours_ms: ours, burn_ms: burns }
 }

@@ -8,13 +8,19 @@ The tunables make glibc keep pages, as the allocator of the Rust bench does. The
 layouts counts.
 """
 
+import argparse
+import json
 import time
 
 import torch
 import torchvision
 from torch import nn
 
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("--json", help="where to write the numbers")
+arguments = parser.parse_args()
 torch.set_num_threads(2)
+rows = []
 
 
 def smooth(module):
@@ -41,5 +47,10 @@ for name in ["resnet50", "efficientnet_b0"]:
                     start = time.perf_counter()
                     model(images)
                     times.append(1e3 * (time.perf_counter() - start))
-            columns.append(f"{min(times[1:]):.1f}")
-        print(f"| {name} | {count} | {' | '.join(columns)} |")
+            columns.append(min(times[1:]))
+        print(f"| {name} | {count} | {columns[0]:.1f} | {columns[1]:.1f} |")
+        nchw, channels_last = columns
+        rows.append({"network": name, "images": count, "nchw_ms": nchw, "channels_last_ms": channels_last})
+if arguments.json:
+    with open(arguments.json, "w", encoding="utf-8") as file:
+        json.dump({"torch": torch.__version__, "rows": rows}, file, indent=1)
