@@ -74,7 +74,8 @@ impl Flat {
     pub(super) fn stage(&self, from: &[f32], to: &mut [f32]) {
         let [height, width] = self.size;
         let [row_stride, column_stride] = self.stride;
-        for (row, from) in from.chunks_exact(width).take(height).enumerate() {
+        // An image may be empty, and all padding.
+        for (row, from) in from.chunks_exact(width.max(1)).take(height).enumerate() {
             let Some(at) = row.checked_add_signed(-self.first[0]) else { continue };
             let (row_phase, at) = (at % row_stride, at / row_stride);
             if row_phase >= self.phases[0] || at >= self.rows {
