@@ -6,7 +6,9 @@
 //! in the same process, in turns, with an allocator that keeps pages;
 //! `-- --system-allocator` takes the system's instead, `-- --json FILE` writes the numbers, and
 //! `-- --elements 1000000` runs one size. `-- --peer FILE` sets PyTorch's times beside them, which
-//! `python benches/peers/activation.py --json FILE` measures on the same machine.
+//! `python benches/peers/activation.py --json FILE` measures on the same machine. Where pages lie in
+//! memory is luck, once for each process: `--peer` may be given several files, `--earlier FILE` names what
+//! this bench wrote before, and of each side the fastest counts.
 
 use burn::{
     backend::Dispatch,
@@ -20,13 +22,7 @@ use common::{
 };
 use sat::core::{ActivationBackend, Curve, tensor::activate};
 use serde::{Deserialize, Serialize};
-use std::{
-    fs,
-    hint::black_box,
-    path::{Path, PathBuf},
-    process::ExitCode,
-    time::Duration,
-};
+use std::{fs, hint::black_box, path::PathBuf, process::ExitCode, time::Duration};
 
 mod common;
 
@@ -46,9 +42,12 @@ struct Arguments {
     /// Use the system's allocator for large tensors.
     #[arg(long)]
     system_allocator: bool,
-    /// Times of PyTorch on this machine, from benches/peers/activation.py.
+    /// Times of PyTorch on this machine, from benches/peers/activation.py; of several the fastest.
     #[arg(long)]
-    peer: Option<PathBuf>,
+    peer: Vec<PathBuf>,
+    /// What earlier runs on this machine wrote; the fastest counts.
+    #[arg(long)]
+    earlier: Vec<PathBuf>,
     /// Where to write the numbers.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -73,34 +72,37 @@ struct PeerRow {
     ms: f64,
 }
 
-impl Peer {
-    fn read(path: &Path) -> Result<Self, String> {
+fn read<T: for<'a> Deserialize<'a>>(paths: &[PathBuf]) -> Result<Vec<T>, String> {
+    let of = |path: &PathBuf| {
         let text = fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
         serde_json::from_slice(&text).map_err(|error| format!("{}: {error}", path.display()))
-    }
-
-    fn ms(&self, activation: &str, elements: usize, pass: &str) -> Option<f64> {
-        let matches = |row: &&PeerRow| {
-            row.activation == activation && row.elements == elements && row.pass == pass
-        };
-        self.rows.iter().find(matches).map(|row| row.ms)
-    }
+    };
+    paths.iter().map(of).collect()
 }
 
-#[derive(Serialize)]
+/// The fastest of the peer's runs.
+fn of_peers(peers: &[Peer], activation: &str, elements: usize, pass: &str) -> Option<f64> {
+    let rows = peers.iter().flat_map(|peer| &peer.rows);
+    let matches = |row: &&PeerRow| {
+        row.activation == activation && row.elements == elements && row.pass == pass
+    };
+    rows.filter(matches).map(|row| row.ms).min_by(f64::total_cmp)
+}
+
+#[derive(Serialize, Deserialize)]
 struct Row {
     activation: String,
     elements: usize,
-    pass: &'static str,
+    pass: String,
+    /// Ours in turns with Burn's.
     ours_ms: f64,
     burn_ms: f64,
     burn_over_ours: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     peer_ms: Option<f64>,
-    /// Our two passes from a gradient that is there already, as the peer's are: Burn's `backward`
-    /// makes a tensor of ones first, on one thread.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ours_from_gradient_ms: Option<f64>,
+    /// Ours again and again, as the peer's is measured, and the two passes from a gradient that is there
+    /// already: Burn's `backward` makes a tensor of ones first, on one thread.
+    alone_ms: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     peer_over_ours: Option<f64>,
     /// The most memory in tensors beside the input, over the size of the input.
@@ -110,9 +112,9 @@ struct Row {
     share_of_copy_bandwidth: f64,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 struct Report {
-    allocator: &'static str,
+    allocator: String,
     threads: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     peer: Option<String>,
@@ -128,21 +130,26 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let budget = Duration::from_millis(arguments.milliseconds);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let peer = match arguments.peer.as_deref().map(Peer::read).transpose() {
-        Ok(Some(peer)) if peer.threads != threads => {
-            eprintln!("error: the peer ran {} threads, this bench runs {threads}", peer.threads);
-            return ExitCode::FAILURE;
-        }
-        Ok(peer) => peer,
+    let given = read::<Peer>(&arguments.peer)
+        .and_then(|peers| Ok((peers, read::<Report>(&arguments.earlier)?)));
+    let (peers, earlier) = match given {
+        Ok(given) => given,
         Err(error) => {
-            eprintln!("error: cannot read the peer's times: {error}");
+            eprintln!("error: cannot read times: {error}");
             return ExitCode::FAILURE;
         }
     };
+    let others = peers.iter().map(|peer| peer.threads);
+    if let Some(other) =
+        others.chain(earlier.iter().map(|report| report.threads)).find(|other| *other != threads)
+    {
+        eprintln!("error: a file's run had {other} threads, this bench runs {threads}");
+        return ExitCode::FAILURE;
+    }
     let mut report = Report {
-        allocator: if arguments.system_allocator { "system" } else { "mimalloc" },
+        allocator: if arguments.system_allocator { "system" } else { "mimalloc" }.into(),
         threads,
-        peer: peer.as_ref().map(|peer| peer.software.clone()),
+        peer: peers.first().map(|peer| peer.software.clone()),
         copy_gb_per_s: Vec::new(),
         rows: Vec::new(),
     };
@@ -151,11 +158,13 @@ fn main() -> ExitCode {
         println!("beside {software}");
     }
     for &n in &arguments.elements {
-        let copy = copy_bandwidth(n, budget);
+        let copies = earlier.iter().flat_map(|report| &report.copy_gb_per_s);
+        let copies = copies.filter(|(elements, _)| *elements == n).map(|(_, copy)| *copy);
+        let copy = copies.fold(copy_bandwidth(n, budget), f64::max);
         report.copy_gb_per_s.push((n, copy));
         println!("\n{n} elements; a copy moves {copy:.1} GB/s (read and write counted)\n");
         println!(
-            "| activation | pass | ours ms | Burn ms | Burn/ours | from a gradient ms | peer ms | peer/ours | of copy | peak, ours | peak, Burn |"
+            "| activation | pass | ours ms | Burn ms | Burn/ours | alone ms | peer ms | peer/ours | of copy | peak, ours | peak, Burn |"
         );
         println!("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
         for pair in pairs() {
@@ -166,26 +175,34 @@ fn main() -> ExitCode {
                 let peaks = [peak_over(&mut of_ours), peak_over(&mut of_burn)];
                 let [ours_peak, burn_peak] =
                     peaks.map(|peak| peak as f64 / (n * size_of::<f32>()) as f64);
-                let [ours, burn] = in_turns(budget, [&mut of_ours, &mut of_burn]);
-                let from_gradient = backward.then(|| {
-                    let mut both = both_passes(n, pair.curve);
-                    in_turns(budget / 2, [&mut both, &mut || {}])[0]
-                });
-                let compared = from_gradient.unwrap_or(ours);
-                let bytes = (moved * n * size_of::<f32>()) as f64;
+                let mut best = in_turns(budget, [&mut of_ours, &mut of_burn]).to_vec();
+                let mut alone: Box<dyn FnMut()> =
+                    if backward { Box::new(both_passes(n, pair.curve)) } else { Box::new(of_ours) };
+                best.push(in_turns(budget / 2, [&mut alone, &mut || {}])[0]);
                 let activation = pair.curve.to_string();
-                let peer_ms = peer.as_ref().and_then(|peer| peer.ms(&activation, n, pass));
+                let same = |row: &&Row| {
+                    row.activation == activation && row.elements == n && row.pass == pass
+                };
+                for row in earlier.iter().flat_map(|report| &report.rows).filter(same) {
+                    for (best, ms) in best.iter_mut().zip([row.ours_ms, row.burn_ms, row.alone_ms])
+                    {
+                        *best = best.min(ms / 1e3);
+                    }
+                }
+                let [ours, burn, alone] = [best[0], best[1], best[2]];
+                let bytes = (moved * n * size_of::<f32>()) as f64;
+                let peer_ms = of_peers(&peers, &activation, n, pass);
                 let row = Row {
                     activation,
                     elements: n,
-                    pass,
+                    pass: pass.into(),
                     ours_ms: ours * 1e3,
                     burn_ms: burn * 1e3,
                     burn_over_ours: burn / ours,
                     peer_ms,
-                    ours_from_gradient_ms: from_gradient.map(|seconds| seconds * 1e3),
-                    peer_over_ours: peer_ms.map(|ms| ms / compared / 1e3),
-                    share_of_copy_bandwidth: bytes / compared / 1e9 / copy,
+                    alone_ms: alone * 1e3,
+                    peer_over_ours: peer_ms.map(|ms| ms / alone / 1e3),
+                    share_of_copy_bandwidth: bytes / alone / 1e9 / copy,
                     ours_peak,
                     burn_peak,
                 };
@@ -193,15 +210,14 @@ fn main() -> ExitCode {
                     (Some(ms), Some(ratio)) => (format!("{ms:.3}"), format!("{ratio:.2}")),
                     _ => Default::default(),
                 };
-                let from_gradient = row.ours_from_gradient_ms.map(|ms| format!("{ms:.3}"));
-                let from_gradient = from_gradient.unwrap_or_default();
                 println!(
-                    "| {} | {} | {:.3} | {:.3} | {:.1} | {from_gradient} | {peer_ms} | {peer_ratio} | {:.0} % | {:.1} | {:.1} |",
+                    "| {} | {} | {:.3} | {:.3} | {:.1} | {:.3} | {peer_ms} | {peer_ratio} | {:.0} % | {:.1} | {:.1} |",
                     row.activation,
                     row.pass,
                     row.ours_ms,
                     row.burn_ms,
                     row.burn_over_ours,
+                    row.alone_ms,
                     100.0 * row.share_of_copy_bandwidth,
                     row.ours_peak,
                     row.burn_peak

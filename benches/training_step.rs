@@ -114,7 +114,18 @@ struct Row {
     gflop: f64,
     gbytes: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
+    floor: Option<Floor>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     peer: Option<PeerTimes>,
+}
+
+/// The least that the arithmetic and the bytes of a row take on this machine.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Floor {
+    arithmetic_ms: f64,
+    bytes_ms: f64,
+    /// The larger one over what was measured.
+    share: f64,
 }
 
 impl Row {
@@ -132,6 +143,10 @@ struct Parts {
     training_forward: f64,
     training_backward: f64,
     optimizer: f64,
+    /// With every step of the attack.
+    sum: f64,
+    /// What the whole step took more.
+    beyond: f64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -245,19 +260,24 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
             for &work in &works {
                 let mut row = in_a_process_of_its_own(arguments, network, activation, work)?;
                 row.peer = peer.as_ref().and_then(|peer| peer.times(&row));
-                print_row(&row, &report);
+                let arithmetic_ms = row.gflop / report.peak_gflop_per_s * 1e3;
+                let bytes_ms = row.gbytes / report.copy_gb_per_s * 1e3;
+                let share = arithmetic_ms.max(bytes_ms) / row.ms;
+                let floor = Floor { arithmetic_ms, bytes_ms, share };
+                print_row(&row, &floor);
+                row.floor = Some(floor);
                 report.rows.push(row);
             }
         }
     }
     println!(
-        "\n| network | activation | work | attack forward ms | attack backward | training forward | training backward | optimizer |"
+        "\n| network | activation | work | attack forward ms | attack backward | training forward | training backward | optimizer | sum | step beyond it |"
     );
-    println!("|---|---|---|--:|--:|--:|--:|--:|");
+    println!("|---|---|---|--:|--:|--:|--:|--:|--:|--:|");
     for row in &report.rows {
         if let Some(parts) = &row.parts {
             println!(
-                "| {} | {} | PGD-{} training | {:.1} | {:.1} | {:.1} | {:.1} | {:.1} |",
+                "| {} | {} | PGD-{} training | {:.1} | {:.1} | {:.1} | {:.1} | {:.1} | {:.1} | {:.1} |",
                 row.network,
                 row.activation,
                 row.steps,
@@ -265,7 +285,9 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
                 parts.attack_backward,
                 parts.training_forward,
                 parts.training_backward,
-                parts.optimizer
+                parts.optimizer,
+                parts.sum,
+                parts.beyond
             );
         }
     }
@@ -300,9 +322,7 @@ fn in_a_process_of_its_own(
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
-fn print_row(row: &Row, report: &Report) {
-    let arithmetic = row.gflop / report.peak_gflop_per_s * 1e3;
-    let bytes = row.gbytes / report.copy_gb_per_s * 1e3;
+fn print_row(row: &Row, floor: &Floor) {
     let (peer_ms, ratio, peer_memory) = match &row.peer {
         None => Default::default(),
         Some(peer) => (
@@ -316,14 +336,16 @@ fn print_row(row: &Row, report: &Report) {
         Work::Evaluate => "evaluation",
     };
     println!(
-        "| {} | {} | PGD-{} {work} | {} | {:.0} | {:.1} | {peer_ms} | {ratio} | {arithmetic:.0} | {bytes:.0} | {:.0} % | {:.0} | {} | {peer_memory} |",
+        "| {} | {} | PGD-{} {work} | {} | {:.0} | {:.1} | {peer_ms} | {ratio} | {:.0} | {:.0} | {:.0} % | {:.0} | {} | {peer_memory} |",
         row.network,
         row.activation,
         row.steps,
         row.batch,
         row.ms,
         row.images_per_second(),
-        100.0 * arithmetic.max(bytes) / row.ms,
+        floor.arithmetic_ms,
+        floor.bytes_ms,
+        100.0 * floor.share,
         row.tensors_mib,
         row.resident_mib.map(|mib| format!("{mib:.0}")).unwrap_or_default(),
     );
@@ -395,11 +417,12 @@ impl Bench {
             steps,
             batch: self.labels.len(),
             ms,
-            parts: (work == Work::Train && steps > 0).then(|| self.parts()).transpose()?,
+            parts: (work == Work::Train && steps > 0).then(|| self.parts(steps, ms)).transpose()?,
             tensors_mib: mib(tensors as f64),
             resident_mib: resident.map(|bytes| mib(bytes as f64)),
             gflop: flop / 1e9,
             gbytes: bytes / 1e9,
+            floor: None,
             peer: None,
         })
     }
@@ -433,7 +456,7 @@ impl Bench {
     }
 
     /// The parts of a step, by hand.
-    fn parts(&self) -> Result<Parts, Failure> {
+    fn parts(&self, steps: usize, ms: f64) -> Result<Parts, Failure> {
         let mut best = [f64::INFINITY; 5];
         let recipe = recipe();
         let mut sgd = optimizer(&recipe, &self.model);
@@ -468,12 +491,17 @@ impl Bench {
         }
         let [attack_forward, attack_backward, training_forward, training_backward, optimizer] =
             best;
+        let attack = steps as f64 * (attack_forward + attack_backward);
+        let sum = attack + training_forward + training_backward + optimizer;
+        let beyond = ms - sum;
         Ok(Parts {
             attack_forward,
             attack_backward,
             training_forward,
             training_backward,
             optimizer,
+            sum,
+            beyond,
         })
     }
 

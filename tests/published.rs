@@ -39,8 +39,11 @@ fn collect(name: &str, value: &Value, record: &mut Record) {
             record.numbers.insert(name.into(), number.as_f64().unwrap());
         }
         Value::String(word) => record.words.push(word.to_lowercase()),
+        // By their paths, so that none hides another.
         Value::Object(fields) => {
-            fields.iter().for_each(|(name, value)| collect(name, value, record))
+            for (part, value) in fields {
+                collect(&format!("{name}.{part}"), value, record);
+            }
         }
         _ => {}
     }
@@ -101,13 +104,12 @@ fn mean_and_deviation(numbers: &[f64]) -> [f64; 2] {
 /// What is wrong with a row: numbers that no record accounts for.
 fn unexplained(heads: &[&str], cells: &[&str], records: &[Record]) -> Vec<String> {
     let words: Vec<String> = cells.iter().map(|cell| cell.to_lowercase()).collect();
-    // The records that speak of the most of this row's cells.
+    // The records that speak of the most of this row's cells; all, if it has numbers alone.
     let shared = |record: &Record| {
         record.words.iter().filter(|word| words.iter().any(|cell| cell == *word)).count()
     };
     let most = records.iter().map(shared).max().unwrap_or(0);
-    let about: Vec<&Record> =
-        records.iter().filter(|record| shared(record) == most.max(1)).collect();
+    let about: Vec<&Record> = records.iter().filter(|record| shared(record) == most).collect();
     let mut exact: Vec<f64> = about.iter().flat_map(|r| r.numbers.values().copied()).collect();
     let names: BTreeSet<&String> = about.iter().flat_map(|record| record.numbers.keys()).collect();
     for name in names {
