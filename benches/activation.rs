@@ -18,11 +18,11 @@ use clap::Parser;
 use common::{
     copy_bandwidth, in_turns, keep_pages,
     memory::{CountingAllocator, peak_over, use_system_allocator},
-    pairs, save_json,
+    pairs, read_json, save_json,
 };
 use sat::core::{ActivationBackend, Curve, tensor::activate};
 use serde::{Deserialize, Serialize};
-use std::{fs, hint::black_box, path::PathBuf, process::ExitCode, time::Duration};
+use std::{hint::black_box, path::PathBuf, process::ExitCode, time::Duration};
 
 mod common;
 
@@ -70,14 +70,6 @@ struct PeerRow {
     elements: usize,
     pass: String,
     ms: f64,
-}
-
-fn read<T: for<'a> Deserialize<'a>>(paths: &[PathBuf]) -> Result<Vec<T>, String> {
-    let of = |path: &PathBuf| {
-        let text = fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
-        serde_json::from_slice(&text).map_err(|error| format!("{}: {error}", path.display()))
-    };
-    paths.iter().map(of).collect()
 }
 
 /// The fastest of the peer's runs.
@@ -130,11 +122,11 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let budget = Duration::from_millis(arguments.milliseconds);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let given = read::<Peer>(&arguments.peer)
-        .and_then(|peers| Ok((peers, read::<Report>(&arguments.earlier)?)));
-    let (peers, earlier) = match given {
-        Ok(given) => given,
-        Err(error) => {
+    let peers = arguments.peer.iter().map(|path| read_json(path)).collect();
+    let earlier = arguments.earlier.iter().map(|path| read_json(path)).collect();
+    let (peers, earlier): (Vec<Peer>, Vec<Report>) = match (peers, earlier) {
+        (Ok(peers), Ok(earlier)) => (peers, earlier),
+        (Err(error), _) | (_, Err(error)) => {
             eprintln!("error: cannot read times: {error}");
             return ExitCode::FAILURE;
         }
@@ -175,21 +167,19 @@ fn main() -> ExitCode {
                 let peaks = [peak_over(&mut of_ours), peak_over(&mut of_burn)];
                 let [ours_peak, burn_peak] =
                     peaks.map(|peak| peak as f64 / (n * size_of::<f32>()) as f64);
-                let mut best = in_turns(budget, [&mut of_ours, &mut of_burn]).to_vec();
-                let mut alone: Box<dyn FnMut()> =
+                let [mut ours, mut burn] = in_turns(budget, [&mut of_ours, &mut of_burn]);
+                let mut repeated: Box<dyn FnMut()> =
                     if backward { Box::new(both_passes(n, pair.curve)) } else { Box::new(of_ours) };
-                best.push(in_turns(budget / 2, [&mut alone, &mut || {}])[0]);
+                let [mut alone, _] = in_turns(budget / 2, [&mut repeated, &mut || {}]);
                 let activation = pair.curve.to_string();
                 let same = |row: &&Row| {
                     row.activation == activation && row.elements == n && row.pass == pass
                 };
                 for row in earlier.iter().flat_map(|report| &report.rows).filter(same) {
-                    for (best, ms) in best.iter_mut().zip([row.ours_ms, row.burn_ms, row.alone_ms])
-                    {
-                        *best = best.min(ms / 1e3);
-                    }
+                    ours = ours.min(row.ours_ms / 1e3);
+                    burn = burn.min(row.burn_ms / 1e3);
+                    alone = alone.min(row.alone_ms / 1e3);
                 }
-                let [ours, burn, alone] = [best[0], best[1], best[2]];
                 let bytes = (moved * n * size_of::<f32>()) as f64;
                 let peer_ms = of_peers(&peers, &activation, n, pass);
                 let row = Row {

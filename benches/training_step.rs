@@ -20,7 +20,7 @@ use common::{
     copy_bandwidth, keep_pages,
     memory::{CountingAllocator, live, peak_over, peak_resident},
     peak::peak,
-    save_json,
+    read_json, save_json,
 };
 use sat::{
     attack::{Attack, Goal, Pgd, ThreatModel, Victim},
@@ -32,8 +32,8 @@ use sat::{
 };
 use serde::{Deserialize, Serialize};
 use std::{
-    env, fs,
-    path::{Path, PathBuf},
+    env,
+    path::PathBuf,
     process::{Command, ExitCode},
     time::{Duration, Instant},
 };
@@ -176,11 +176,6 @@ struct PeerRow {
 }
 
 impl Peer {
-    fn read(path: &Path) -> Result<Self, String> {
-        let text = fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
-        serde_json::from_slice(&text).map_err(|error| format!("{}: {error}", path.display()))
-    }
-
     /// The faster of the layouts it ran.
     fn times(&self, row: &Row) -> Option<PeerTimes> {
         let same = |peer: &&PeerRow| {
@@ -235,7 +230,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::SUCCESS);
     }
 
-    let peer = arguments.peer.as_deref().map(Peer::read).transpose()?;
+    let peer = arguments.peer.as_deref().map(read_json::<Peer>).transpose()?;
     let mut report = Report {
         device: arguments.device.to_string(),
         threads: std::thread::available_parallelism().map_or(1, usize::from),

@@ -9,7 +9,7 @@ pub(crate) mod peak;
 
 use burn::tensor::{Tensor, activation as burns};
 use sat::core::Curve;
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 use std::{
     fs,
     hint::black_box,
@@ -99,6 +99,12 @@ pub(crate) fn copy_bandwidth(n: usize, budget: Duration) -> f64 {
         best = best.min(start.elapsed().as_secs_f64() / 8.0);
     }
     (2 * n * size_of::<f32>()) as f64 / best / 1e9
+}
+
+/// Reads what a bench or its peer wrote.
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, String> {
+    let text = fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    serde_json::from_slice(&text).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 /// Writes the numbers, if somewhere is given to write them to, and says how the process ends.

@@ -19,27 +19,16 @@ pack() {
     for fusion in off on; do
         local features=cuda
         [ "$fusion" = on ] && features=cuda,fusion
-        cargo bench --bench device --no-run --features "$features" --message-format json |
-            python3 -c '
+        {
+            cargo bench --bench device --bench training_step --no-run --features "$features" \
+                --message-format json
+            cargo test -p sat-core --release --no-run --features "$features" --test suite --test precision \
+                --test norm --message-format json
+        } | python3 -c '
 import json, sys
 for line in sys.stdin:
     message = json.loads(line)
-    if message.get("executable") and message["target"]["name"] == "device":
-        print(message["executable"])' | tail -1 | xargs -I{} cp {} "$dir/device-$fusion"
-        cargo bench --bench training_step --no-run --features "$features" --message-format json |
-            python3 -c '
-import json, sys
-for line in sys.stdin:
-    message = json.loads(line)
-    if message.get("executable") and message["target"]["name"] == "training_step":
-        print(message["executable"])' | tail -1 | xargs -I{} cp {} "$dir/training_step-$fusion"
-        cargo test -p sat-core --release --no-run --features "$features" --test suite --test precision --test norm \
-            --message-format json |
-            python3 -c '
-import json, sys
-for line in sys.stdin:
-    message = json.loads(line)
-    if message.get("executable") and message["target"]["kind"] == ["test"]:
+    if message.get("executable") and message["target"]["kind"][0] in ("bench", "test"):
         print(message["target"]["name"], message["executable"])' |
             while read -r name path; do cp "$path" "$dir/$name-$fusion"; done
     done

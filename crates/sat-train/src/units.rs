@@ -1,6 +1,7 @@
 //! Numbers as people write them: `8/255`, and sums in hexadecimal.
 
 use serde::{Deserializer, de};
+use sha2::{Digest, Sha256};
 use std::fmt;
 
 /// Why a text is not a perturbation size.
@@ -48,6 +49,21 @@ pub fn parse_eps(text: &str) -> Result<f64, EpsError> {
     }
     let value = above / below;
     if value.is_finite() { Ok(value) } else { Err(EpsError::NotFinite(text.to_owned())) }
+}
+
+/// The SHA-256 sum of parts whose lengths count too, in hexadecimal.
+#[derive(Default)]
+pub(crate) struct SumOfParts(Sha256);
+
+impl SumOfParts {
+    pub(crate) fn add(&mut self, part: &[u8]) {
+        self.0.update((part.len() as u64).to_le_bytes());
+        self.0.update(part);
+    }
+
+    pub(crate) fn finish(self) -> String {
+        hex(&self.0.finalize())
+    }
 }
 
 /// Bytes as hexadecimal digits.

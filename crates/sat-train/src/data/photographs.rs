@@ -5,10 +5,9 @@ use super::{
 use crate::{
     recipe::Recipe,
     source::{Batches, TrainingData},
-    units::hex,
+    units::SumOfParts,
 };
 use burn::tensor::{Device, Tensor};
-use sha2::{Digest, Sha256};
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -95,20 +94,16 @@ impl TrainingData for Photographs {
     /// Of class names, paths below the folder, labels and transforms; the files themselves are too
     /// many to read.
     fn sha256(&self) -> String {
-        let mut sum = Sha256::new();
-        let mut part = |bytes: &[u8]| {
-            sum.update((bytes.len() as u64).to_le_bytes());
-            sum.update(bytes);
-        };
+        let mut sum = SumOfParts::default();
         for name in self.folder.class_names() {
-            part(name.as_bytes());
+            sum.add(name.as_bytes());
         }
-        part(format!("{:?}{:?}{:?}", self.train, self.evaluate, self.broken).as_bytes());
+        sum.add(format!("{:?}{:?}{:?}", self.train, self.evaluate, self.broken).as_bytes());
         for &index in &self.indices {
-            part(self.folder.path_below(index).to_string_lossy().as_bytes());
-            part(&(self.folder.label(index) as u64).to_le_bytes());
+            sum.add(self.folder.path_below(index).to_string_lossy().as_bytes());
+            sum.add(&(self.folder.label(index) as u64).to_le_bytes());
         }
-        hex(&sum.finalize())
+        sum.finish()
     }
 
     fn shuffled(&self, seed: u64, epoch: u64) -> Vec<usize> {

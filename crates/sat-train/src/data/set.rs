@@ -1,9 +1,8 @@
 use burn::tensor::{Device, Tensor, TensorData};
-use sha2::{Digest, Sha256};
 
 use super::random::{Draw, rng, shuffled};
 use super::{Augment, DataError};
-use crate::units::hex;
+use crate::units::SumOfParts;
 
 /// Labelled images of one size, in memory: `N x C x H x W` bytes, planes one after the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,20 +122,16 @@ impl ImageSet {
 
     /// The SHA-256 sum of everything in the set, in hexadecimal: shape, class names, labels and images.
     pub fn sha256(&self) -> String {
-        let mut sum = Sha256::new();
-        let mut part = |bytes: &[u8]| {
-            sum.update((bytes.len() as u64).to_le_bytes());
-            sum.update(bytes);
-        };
+        let mut sum = SumOfParts::default();
         for size in self.shape {
-            part(&(size as u64).to_le_bytes());
+            sum.add(&(size as u64).to_le_bytes());
         }
         for name in &self.class_names {
-            part(name.as_bytes());
+            sum.add(name.as_bytes());
         }
-        part(&self.labels.iter().flat_map(|label| label.to_le_bytes()).collect::<Vec<_>>());
-        part(&self.images);
-        hex(&sum.finalize())
+        sum.add(&self.labels.iter().flat_map(|label| label.to_le_bytes()).collect::<Vec<_>>());
+        sum.add(&self.images);
+        sum.finish()
     }
 
     /// The first `n` samples, or all of them if there are fewer.
