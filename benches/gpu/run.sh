@@ -23,7 +23,7 @@ pack() {
             cargo bench --bench device --bench training_step --no-run --features "$features" \
                 --message-format json
             cargo test -p sat-core --release --no-run --features "$features" --test suite --test precision \
-                --test norm --message-format json
+                --test norm --test step --message-format json
         } | python3 -c '
 import json, sys
 for line in sys.stdin:
@@ -51,7 +51,7 @@ run() {
     local work
     work=$(unpack "$dir")
     for fusion in off on; do
-        for test in suite precision norm; do
+        for test in suite precision norm step; do
             "$work/$test-$fusion" || echo "FAILED: $test, fusion $fusion" | tee -a "$out/failures.txt"
         done
         for dtype in f32 bf16; do
