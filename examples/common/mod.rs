@@ -3,6 +3,7 @@
 // Each example uses a part of it.
 #![allow(dead_code, unused_imports)]
 
+use sat::train::data::ImageSet;
 use std::process::ExitCode;
 
 pub(crate) use sat::train::parse_eps as eps;
@@ -19,6 +20,17 @@ pub(crate) mod stop;
 /// pages again, which costs more than the arithmetic on it.
 #[global_allocator]
 static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// At most `limit` images, drawn by the seed since files are often sorted by class, in their order.
+pub(crate) fn drawn(set: ImageSet, limit: usize, seed: u64) -> ImageSet {
+    if limit >= set.len() {
+        return set;
+    }
+    let mut indices = set.shuffled(seed, u64::MAX - 1);
+    indices.truncate(limit);
+    indices.sort_unstable();
+    set.subset(&indices)
+}
 
 /// Says what went wrong, if anything, and how the process ends.
 pub(crate) fn exit_code(result: Result<(), Box<dyn std::error::Error>>) -> ExitCode {

@@ -117,6 +117,74 @@ pub(crate) fn accuracy_plot(
     })
 }
 
+/// One line of [`rows_plot`].
+pub(crate) struct RowPoints {
+    /// What stands before it.
+    pub(crate) name: String,
+    /// The accuracy of each seed, from 0 to 1.
+    pub(crate) values: Vec<f64>,
+    /// Their mean.
+    pub(crate) mean: f64,
+}
+
+/// Writes a plot with a line for each row: a pale dot for each seed, a dark one for their mean.
+pub(crate) fn rows_plot(
+    path: &Path,
+    title: &str,
+    label: &str,
+    rows: &[RowPoints],
+) -> Result<(), PictureError> {
+    let all = || rows.iter().flat_map(|row| &row.values).map(|value| 100.0 * value);
+    let (low, high) =
+        (all().fold(f64::INFINITY, f64::min), all().fold(f64::NEG_INFINITY, f64::max));
+    if !(low.is_finite() && high.is_finite()) {
+        return Err(PictureError::BadInput {
+            path: path.to_owned(),
+            what: "no row has a number".to_owned(),
+        });
+    }
+    let height = 130 + 34 * rows.len() as u32;
+    save_png(path, (1000, height), |area| {
+        area.fill(&WHITE)?;
+        let area = area.margin(14 * SCALE, 18 * SCALE, 14 * SCALE, 30 * SCALE);
+        let mut chart = ChartBuilder::on(&area)
+            .caption(title, (FONT, 28 * SCALE).into_font().color(&INK))
+            .x_label_area_size(58 * SCALE)
+            .y_label_area_size(300 * SCALE)
+            .build_cartesian_2d(low - 1.0..high + 1.0, -0.5..rows.len() as f64 - 0.5)?;
+        let name = |y: &f64| {
+            // The first row stands on top.
+            let row = rows.len() as f64 - 1.0 - y;
+            match rows.get(row.max(0.0) as usize) {
+                Some(row) if (y - y.round()).abs() < 1e-6 => row.name.clone(),
+                _ => String::new(),
+            }
+        };
+        chart
+            .configure_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(INK.mix(0.12).stroke_width(SCALE as u32))
+            .axis_style(INK.mix(0.6).stroke_width(SCALE as u32))
+            .label_style((FONT, 19 * SCALE).into_font().color(&PALE_INK))
+            .axis_desc_style((FONT, 21 * SCALE).into_font().color(&INK))
+            .x_desc(label)
+            .x_labels(8)
+            .y_labels(2 * rows.len() + 1)
+            .y_label_formatter(&name)
+            .draw()?;
+        for (i, row) in rows.iter().enumerate() {
+            let y = (rows.len() - 1 - i) as f64;
+            let dots = row.values.iter().map(|value| (100.0 * value, y));
+            chart.draw_series(
+                dots.map(|dot| Circle::new(dot, 5 * SCALE, COLORS[0].mix(0.35).filled())),
+            )?;
+            let mean = (100.0 * row.mean, y);
+            chart.draw_series([Circle::new(mean, 7 * SCALE, COLORS[0].filled())])?;
+        }
+        Ok(())
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,6 +1,44 @@
 //! Progress of a training run, on standard error.
 
+use super::stop::{self, Stopped};
+use burn::{module::Module, tensor::Device};
 use indicatif::{ProgressBar, ProgressStyle};
+use sat::{
+    attack::Classifier,
+    train::{Checkpoints, Recipe, Start, Trained, TrainingData, train},
+};
+
+/// Trains under a bar, says when single steps begin to overfit, and ends with [`Stopped`] after Ctrl-C.
+pub(crate) fn train_with_bar<M: Module + Classifier, D: TrainingData>(
+    model: M,
+    recipe: &Recipe,
+    data: &D,
+    device: &Device,
+    checkpoints: Option<(&Checkpoints, Start)>,
+) -> Result<Trained<M>, Box<dyn std::error::Error>> {
+    let steps = data.len().saturating_sub(recipe.hold_out) / recipe.batch_size;
+    let bar = Progress::new(recipe.epochs, steps);
+    let mut epochs = 0;
+    let trained = train(model, recipe, data, device, checkpoints, |progress| {
+        let figures = Figures {
+            loss: progress.loss,
+            clean_accuracy: Some(progress.clean_accuracy),
+            robust_accuracy: Some(progress.robust_accuracy),
+        };
+        bar.step(progress.step, figures);
+        if let Some(epoch) = progress.history.last().filter(|_| progress.history.len() > epochs) {
+            epochs = progress.history.len();
+            bar.epoch(progress.epoch - 1, figures);
+            if epoch.held_out.is_some_and(|held_out| held_out.is_catastrophic_overfitting()) {
+                eprintln!("catastrophic overfitting: held-out images withstand FGSM, not PGD-10");
+            }
+        }
+        stop::requested()
+    });
+    bar.finish();
+    let trained = trained?;
+    if trained.is_finished() { Ok(trained) } else { Err(Stopped.into()) }
+}
 
 /// What training has reached, over the last batch or a whole epoch.
 #[derive(Clone, Copy, Debug)]

@@ -5,6 +5,11 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
+/// The user stopped the run; what is finished is kept.
+#[derive(Debug, thiserror::Error)]
+#[error("stopped; the same command goes on")]
+pub(crate) struct Stopped;
+
 static STOP: AtomicBool = AtomicBool::new(false);
 
 /// From now on the first Ctrl-C is a request, and the second ends the process.

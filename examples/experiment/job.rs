@@ -1,0 +1,219 @@
+//! One training with one seed, and its tests. What is finished is kept and not done again.
+
+use crate::{
+    Failure,
+    common::{
+        self,
+        output::write,
+        progress::train_with_bar,
+        stop::{self, Stopped},
+    },
+    plan::Setting,
+};
+use burn::{module::Module, tensor::Device};
+use sat::{
+    attack::{Attack, AutoAttack, FewClasses, Flag, Pgd, Report, ThreatModel, Victim, evaluate},
+    core::{Gradient, replace_gradients},
+    models::{Model, load_safetensors, network_metadata, save_safetensors},
+    train::{Checkpoints, HeldOut, LearnedParameters, Normalized, Start, data::ImageSet},
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+const TEST_BATCH: usize = 250;
+
+/// A row of the plan with one seed.
+pub(crate) struct Job<'a> {
+    pub(crate) row: &'a str,
+    pub(crate) setting: Setting,
+    pub(crate) folder: PathBuf,
+    pub(crate) train_set: &'a ImageSet,
+    pub(crate) test_set: &'a ImageSet,
+    pub(crate) device: &'a Device,
+}
+
+/// A training and its test under PGD.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Outcome {
+    pub(crate) setting: Setting,
+    pub(crate) train_seconds: f64,
+    /// The images that were held out, after the last epoch.
+    pub(crate) held_out: Option<HeldOut>,
+    /// The epochs after which the watch of the held-out images saw catastrophic overfitting.
+    pub(crate) overfitted: Vec<usize>,
+    pub(crate) learned: Vec<LearnedParameters>,
+    /// Whether each test image is recognised.
+    pub(crate) clean: Marks,
+    /// Whether it withstands PGD too, under every gradient.
+    pub(crate) robust: Marks,
+}
+
+/// The test under AutoAttack.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Worst {
+    setting: Setting,
+    /// Whether each of the first test images withstands AutoAttack and PGD.
+    pub(crate) robust: Marks,
+    pub(crate) seconds: f64,
+    pub(crate) flags: Vec<Flag>,
+}
+
+/// Yes or no for each image, as a text of `1` and `0`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Marks(String);
+
+impl Marks {
+    fn new(marks: impl Iterator<Item = bool>) -> Self {
+        Self(marks.map(|mark| if mark { '1' } else { '0' }).collect())
+    }
+
+    pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = bool> {
+        self.0.bytes().map(|mark| mark == b'1')
+    }
+
+    /// The share of yes.
+    pub(crate) fn mean(&self) -> f64 {
+        self.iter().filter(|mark| *mark).count() as f64 / self.iter().len().max(1) as f64
+    }
+
+    fn and(&self, other: &Self) -> Self {
+        Self::new(self.iter().zip(other.iter()).map(|(a, b)| a && b))
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum JobError {
+    #[error("{} is of a run with other settings; choose another --out, or remove it", .0.display())]
+    OtherSettings(PathBuf),
+    #[error("cannot read {}: {source}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{} is damaged: {source}; delete it to do it again", path.display())]
+    Damaged { path: PathBuf, source: serde_json::Error },
+}
+
+/// A file that an earlier run may have left.
+fn finished<T: DeserializeOwned>(
+    path: &Path,
+    setting: &Setting,
+    setting_of: impl Fn(&T) -> &Setting,
+) -> Result<Option<T>, JobError> {
+    let bytes = match fs::read(path) {
+        Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+        read => read.map_err(|source| JobError::Read { path: path.to_owned(), source })?,
+    };
+    let result: T = serde_json::from_slice(&bytes)
+        .map_err(|source| JobError::Damaged { path: path.to_owned(), source })?;
+    if setting_of(&result) == setting {
+        Ok(Some(result))
+    } else {
+        Err(JobError::OtherSettings(path.to_owned()))
+    }
+}
+
+impl Job<'_> {
+    fn file(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// The outcome, if there is one.
+    pub(crate) fn outcome(&self) -> Result<Option<Outcome>, JobError> {
+        finished(&self.file("outcome.json"), &self.setting, |outcome: &Outcome| &outcome.setting)
+    }
+
+    /// The outcome under AutoAttack, if there is one.
+    pub(crate) fn worst(&self) -> Result<Option<Worst>, JobError> {
+        finished(&self.file("autoattack.json"), &self.setting, |worst: &Worst| &worst.setting)
+    }
+
+    /// Trains and tests under PGD.
+    pub(crate) fn train(&self) -> Result<(), Failure> {
+        let (network, recipe) = (&self.setting.network, &self.setting.recipe);
+        let device = self.device.clone().autodiff();
+        let channels = self.train_set.channels();
+        let model = network.init(recipe.seed, &device);
+        let model = Normalized::to_plus_minus_one(model, channels);
+        let checkpoints = Checkpoints::open(self.file("checkpoints"))?;
+        let place = Some((&checkpoints, Start::ResumeOrFresh));
+        let trained = train_with_bar(model, recipe, self.train_set, &device, place)?;
+        let model = trained.result();
+        let mut metadata = network_metadata(network);
+        metadata.extend(common::normalization_metadata(model.statistics()));
+        save_safetensors(&model.model, self.file("model.safetensors"), &metadata)?;
+
+        let mut marks: Option<(Marks, Marks)> = None;
+        let own = std::iter::once(Gradient::Own);
+        for gradient in own.chain(self.setting.attackers.iter().copied()) {
+            // The test is of the network itself, whatever gradient it was trained with.
+            let victim = Victim::new(&replace_gradients(model.clone(), gradient));
+            let attack = Pgd::default().steps(self.setting.pgd_steps).stop_when_fooled();
+            let report = self.under(&victim, &attack, self.test_set)?;
+            let records = || report.per_sample.iter();
+            let clean = Marks::new(records().map(|sample| sample.clean_prediction == sample.label));
+            let robust = Marks::new(records().map(|sample| sample.robust));
+            marks = Some(match marks {
+                Some((_, worst)) => (clean, worst.and(&robust)),
+                None => (clean, robust),
+            });
+        }
+        let Some((clean, robust)) = marks else { unreachable!("there is one gradient at least") };
+        let history = &trained.progress.history;
+        let watched = |epoch: &sat::train::EpochSummary| {
+            epoch.held_out.is_some_and(|held_out| held_out.is_catastrophic_overfitting())
+        };
+        let outcome = Outcome {
+            setting: self.setting.clone(),
+            train_seconds: trained.progress.seconds,
+            held_out: history.last().and_then(|epoch| epoch.held_out),
+            overfitted: history.iter().filter(|e| watched(e)).map(|epoch| epoch.epoch).collect(),
+            learned: history.last().map(|epoch| epoch.learned.clone()).unwrap_or_default(),
+            clean,
+            robust,
+        };
+        eprintln!(
+            "test: clean {:.1} %, PGD-{} {:.1} %",
+            100.0 * outcome.clean.mean(),
+            self.setting.pgd_steps,
+            100.0 * outcome.robust.mean()
+        );
+        write(&self.file("outcome.json"), &serde_json::to_vec_pretty(&outcome)?)?;
+        checkpoints.clear()?;
+        Ok(())
+    }
+
+    /// Tests the trained network on the first images under AutoAttack.
+    pub(crate) fn attack(&self, outcome: &Outcome, images: usize) -> Result<(), Failure> {
+        let model: Model = self.setting.network.init(0, self.device);
+        let model = load_safetensors(model, self.file("model.safetensors"))?;
+        let model = Normalized::to_plus_minus_one(model, self.test_set.channels()).valid();
+        let victim = Victim::new(&replace_gradients(model, Gradient::Own));
+        let attack = AutoAttack::standard().few_classes(FewClasses::Margin);
+        let images = self.test_set.clone().take(images);
+        let report = self.under(&victim, &attack, &images)?;
+        let robust = Marks::new(report.per_sample.iter().map(|sample| sample.robust));
+        let worst = Worst {
+            setting: self.setting.clone(),
+            robust: robust.and(&outcome.robust),
+            seconds: report.cost.seconds,
+            flags: report.flags,
+        };
+        eprintln!("AutoAttack: {:.1} %", 100.0 * worst.robust.mean());
+        write(&self.file("autoattack.json"), &serde_json::to_vec_pretty(&worst)?)?;
+        Ok(())
+    }
+
+    fn under(
+        &self,
+        victim: &Victim<'_>,
+        attack: &dyn Attack,
+        images: &ImageSet,
+    ) -> Result<Report, Failure> {
+        let threat: ThreatModel = self.setting.recipe.attack.clone().unwrap_or_default().threat();
+        let batches = images.batches(TEST_BATCH).map(|rows| images.batch(&rows, self.device));
+        let report = evaluate(victim, attack, batches, &threat, |_| stop::requested())?;
+        if report.complete { Ok(report) } else { Err(Stopped.into()) }
+    }
+}

@@ -1,0 +1,213 @@
+//! What an experiment compares, and at which scale, as data.
+
+use sat::{
+    core::Gradient,
+    models::{ConfigError, ModelName, NetworkConfig},
+    train::{
+        Recipe, RecipeError,
+        data::{DataSpec, ImageSet},
+    },
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+use toml::{Table, Value};
+
+/// The rows of an experiment. Each is the scale with some fields changed; the first is the one that
+/// the others are compared with.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Plan {
+    /// The page's heading.
+    pub(crate) title: String,
+    /// What the experiment asks.
+    pub(crate) question: String,
+    /// What is compared.
+    #[serde(rename = "row")]
+    pub(crate) rows: Vec<Row>,
+}
+
+/// One row.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Row {
+    /// What the table calls it.
+    pub(crate) name: String,
+    /// Fields of the network that differ from the scale's; `model` puts another network in its place.
+    #[serde(default)]
+    network: Table,
+    /// Fields of the recipe that differ from the scale's.
+    #[serde(default)]
+    recipe: Table,
+    /// In place of the scale's seeds.
+    pub(crate) seeds: Option<Vec<u64>>,
+    /// The test attack also runs with the these gradients in place of the network's own, and
+    /// each image counts at its worst.
+    #[serde(default)]
+    attackers: Vec<Gradient>,
+}
+
+/// Data, network, recipe and test: everything that the rows share.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Scale {
+    /// The images, as `--data` takes them.
+    pub(crate) data: String,
+    /// Train on so many images, drawn by seed 0; all by default.
+    pub(crate) train_images: Option<usize>,
+    /// Test on the first so many images; all by default.
+    pub(crate) test_images: Option<usize>,
+    /// Steps of the test's PGD.
+    pub(crate) pgd_steps: usize,
+    /// AutoAttack sees the first so many test images.
+    pub(crate) autoattack_images: usize,
+    /// The seeds of weights, data order and noise.
+    pub(crate) seeds: Vec<u64>,
+    /// `model`, a name, and the fields that differ from it.
+    network: Table,
+    /// The recipe, without its seed.
+    recipe: Table,
+}
+
+/// All that decides an outcome.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Setting {
+    pub(crate) network: NetworkConfig,
+    pub(crate) recipe: Recipe,
+    pub(crate) attackers: Vec<Gradient>,
+    pub(crate) data: String,
+    pub(crate) train_images: usize,
+    pub(crate) test_images: usize,
+    pub(crate) pgd_steps: usize,
+}
+
+/// A plan or scale that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PlanError {
+    #[error("cannot read {}: {source}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{}: {source}", path.display())]
+    Toml { path: PathBuf, source: Box<toml::de::Error> },
+    #[error("row `{row}`: `network` names no `model`, and neither does the scale's")]
+    NoModel { row: String },
+    #[error("row `{row}`: {source}")]
+    Field { row: String, source: Box<toml::de::Error> },
+    #[error("row `{row}`: {source}")]
+    Network { row: String, source: ConfigError },
+    #[error("row `{row}`: {source}")]
+    Recipe { row: String, source: RecipeError },
+    #[error("row `{row}` stands there twice; give each its own name")]
+    Twice { row: String },
+    #[error("row `{row}`: the recipe has no [attack], whose eps the test would take")]
+    NoAttack { row: String },
+    #[error("row `{row}`: the list of seeds is empty")]
+    NoSeeds { row: String },
+}
+
+/// Reads a plan or a scale.
+pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<T, PlanError> {
+    let text = fs::read_to_string(path)
+        .map_err(|source| PlanError::Read { path: path.to_owned(), source })?;
+    toml::from_str(&text)
+        .map_err(|source| PlanError::Toml { path: path.to_owned(), source: Box::new(source) })
+}
+
+impl Plan {
+    /// The first row named twice, if any.
+    pub(crate) fn check(&self) -> Result<(), PlanError> {
+        let twice = self.rows.iter().enumerate().find(|(i, row)| {
+            self.rows[..*i].iter().any(|earlier| earlier.file_name() == row.file_name())
+        });
+        match twice {
+            Some((_, row)) => Err(PlanError::Twice { row: row.name.clone() }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Row {
+    /// The name without the characters that file systems dislike.
+    pub(crate) fn file_name(&self) -> String {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
+        self.name.replace(|c| !allowed(c), "_")
+    }
+
+    /// The row at a scale, with a seed.
+    pub(crate) fn setting(
+        &self,
+        scale: &Scale,
+        seed: u64,
+        data: &DataSpec,
+        train: &ImageSet,
+        test: &ImageSet,
+    ) -> Result<Setting, PlanError> {
+        let row = || self.name.clone();
+        let field = |source| PlanError::Field { row: row(), source: Box::new(source) };
+        let network = self.network(scale)?;
+        let network = network.with_input_channels(train.channels()).with_classes(train.classes());
+        network.validate().map_err(|source| PlanError::Network { row: row(), source })?;
+        let mut recipe = scale.recipe.clone();
+        merge(&mut recipe, &self.recipe);
+        let recipe: Recipe = recipe.try_into().map_err(field)?;
+        let recipe = Recipe { seed, ..recipe };
+        recipe.validate().map_err(|source| PlanError::Recipe { row: row(), source })?;
+        if recipe.attack.is_none() {
+            return Err(PlanError::NoAttack { row: row() });
+        }
+        Ok(Setting {
+            network,
+            recipe,
+            attackers: self.attackers.clone(),
+            data: data.to_string(),
+            train_images: train.len(),
+            test_images: test.len(),
+            pgd_steps: scale.pgd_steps,
+        })
+    }
+
+    fn network(&self, scale: &Scale) -> Result<NetworkConfig, PlanError> {
+        let field = |source| PlanError::Field { row: self.name.clone(), source: Box::new(source) };
+        let mut network: Option<(String, Table)> = None;
+        for layer in [&scale.network, &self.network] {
+            let mut layer = layer.clone();
+            if let Some(model) = layer.remove("model") {
+                let model: ModelName = model.try_into().map_err(field)?;
+                network = family(&model.config());
+            }
+            match &mut network {
+                Some((_, fields)) => merge(fields, &layer),
+                None => return Err(PlanError::NoModel { row: self.name.clone() }),
+            }
+        }
+        let tagged = network.map(|(family, fields)| (family, Value::Table(fields)));
+        Table::from_iter(tagged).try_into().map_err(field)
+    }
+}
+
+/// A network as the name of its family and its fields.
+fn family(config: &NetworkConfig) -> Option<(String, Table)> {
+    let tagged = Table::try_from(config).ok()?;
+    tagged.into_iter().find_map(|(family, fields)| match fields {
+        Value::Table(fields) => Some((family, fields)),
+        _ => None,
+    })
+}
+
+/// Puts the fields of `over` in their places; tables inside are merged in the same way, unless they
+/// are of another `kind`.
+fn merge(base: &mut Table, over: &Table) {
+    for (name, value) in over {
+        match (base.get_mut(name), value) {
+            (Some(Value::Table(base)), Value::Table(over))
+                if over.get("kind").is_none_or(|kind| base.get("kind") == Some(kind)) =>
+            {
+                merge(base, over);
+            }
+            _ => {
+                base.insert(name.clone(), value.clone());
+            }
+        }
+    }
+}
