@@ -12,8 +12,8 @@ use common::{
     grid::attacked_images,
     output::{check_writable, write},
     plot::{Axis, Series, accuracy_plot},
-    progress::{Figures, Progress},
-    stop,
+    progress::train_with_bar,
+    stop::{self, Stopped},
 };
 use sat::{
     attack::{Pgd, Report, ThreatModel, Victim, evaluate},
@@ -22,7 +22,6 @@ use sat::{
     train::{
         Checkpoints, EpochSummary, Normalized, Recipe, Start,
         data::{DataSpec, ImageSet, Split},
-        train,
     },
 };
 use serde_json::json;
@@ -95,8 +94,6 @@ enum Cifar10Error {
     NoAttack,
     #[error("--{0} is 0; leave it out to use all images")]
     NoImages(&'static str),
-    #[error("stopped; go on with --resume")]
-    Stopped,
 }
 
 type Failure = Box<dyn std::error::Error>;
@@ -138,31 +135,8 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     let model = Normalized::to_plus_minus_one(model, train_set.channels());
     let checkpoints = Checkpoints::open(file("checkpoints"))?;
     let start = if arguments.resume { Start::Resume } else { Start::Fresh };
-    let images = train_set.len().saturating_sub(recipe.hold_out);
-    let steps = images / recipe.batch_size;
-    let bar = Progress::new(recipe.epochs, steps);
     let place = Some((&checkpoints, start));
-    let trained = train(model, &recipe, &train_set, &training_device, place, |progress| {
-        let figures = Figures {
-            loss: progress.loss,
-            clean_accuracy: Some(progress.clean_accuracy),
-            robust_accuracy: Some(progress.robust_accuracy),
-        };
-        bar.step(progress.step, figures);
-        if progress.step % steps == 0 {
-            bar.epoch(progress.epoch - 1, figures);
-            let watched = progress.history.last().and_then(|epoch| epoch.held_out);
-            if watched.is_some_and(|held_out| held_out.is_catastrophic_overfitting()) {
-                eprintln!("catastrophic overfitting: held-out images withstand FGSM, not PGD-10");
-            }
-        }
-        stop::requested()
-    });
-    bar.finish();
-    let trained = trained?;
-    if !trained.is_finished() {
-        return Err(Cifar10Error::Stopped.into());
-    }
+    let trained = train_with_bar(model, &recipe, &train_set, &training_device, place)?;
     let model = trained.result();
     let mut metadata = network_metadata(&config);
     metadata.extend(common::normalization_metadata(model.statistics()));
@@ -173,7 +147,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         let batches = images.batches(TEST_BATCH).map(|rows| images.batch(&rows, &device));
         let attack = Pgd::default().steps(TEST_STEPS);
         let report = evaluate(&victim, &attack, batches, threat, |_| stop::requested())?;
-        if report.complete { Ok(report) } else { Err(Cifar10Error::Stopped.into()) }
+        if report.complete { Ok(report) } else { Err(Stopped.into()) }
     };
     let threat = recipe.attack.clone().unwrap_or_default().threat();
     let report = under(&test_set, &threat)?;
@@ -297,14 +271,8 @@ fn data(arguments: &Arguments, seed: u64) -> Result<(ImageSet, ImageSet), Failur
     if !arguments.data.has_splits() {
         return Err(Cifar10Error::NoTestSplit(arguments.data.clone()).into());
     }
-    let mut train_set = arguments.data.load(Split::Train)?;
-    if let Some(limit) = arguments.limit.filter(|limit| *limit < train_set.len()) {
-        // Drawn, since files are often sorted by class.
-        let mut indices = train_set.shuffled(seed, u64::MAX - 1);
-        indices.truncate(limit);
-        indices.sort_unstable();
-        train_set = train_set.subset(&indices);
-    }
+    let limit = arguments.limit.unwrap_or(usize::MAX);
+    let train_set = common::drawn(arguments.data.load(Split::Train)?, limit, seed);
     let test_set = arguments.data.load(Split::Test)?;
     Ok((train_set, test_set.take(arguments.test_limit.unwrap_or(usize::MAX))))
 }

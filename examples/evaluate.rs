@@ -18,7 +18,7 @@ use sat::{
         Restarts, SampleRecord, Square, StageReport, ThreatModel, Victim, eps_sweep, minimal_norm,
     },
     core::{ActivationConfig, Gradient, device::DeviceName},
-    models::{ModelName, NetworkConfig, load_safetensors, read_metadata, read_network},
+    models::{ModelName, NetworkConfig, load_safetensors, read_network},
     train::data::{DataSpec, ImageSet, Split},
 };
 use serde::Serialize;
@@ -215,8 +215,6 @@ enum PixelsName {
 enum EvaluateError {
     #[error("{} does not say which network it is for; give --model and --activation", .0.display())]
     Unnamed(PathBuf),
-    #[error("{}: metadata `{key}` is no list of numbers; give --mean and --std", path.display())]
-    BadMetadata { path: PathBuf, key: &'static str },
     #[error("--model says nothing of the activation; give --activation too")]
     NoActivation,
     #[error(
@@ -591,26 +589,13 @@ fn finish(arguments: &Arguments, attack: impl Attack + 'static) -> Box<dyn Attac
     }
 }
 
-/// Mean and standard deviation of each channel.
-type Statistics = (Vec<f64>, Vec<f64>);
-
 /// The normalisation in front of the network: that of the command line, else of the weights file,
 /// else none.
-fn normalization(arguments: &Arguments) -> Result<Option<Statistics>, Failure> {
+fn normalization(arguments: &Arguments) -> Result<Option<common::Statistics>, Failure> {
     if !arguments.mean.is_empty() {
         return Ok(Some((arguments.mean.clone(), arguments.std.clone())));
     }
-    let path = &arguments.weights;
-    let metadata = read_metadata(path)?;
-    if !metadata.contains_key(common::MEAN) && !metadata.contains_key(common::STD) {
-        return Ok(None);
-    }
-    let numbers = |key: &'static str| -> Result<Vec<f64>, EvaluateError> {
-        let text = metadata.get(key);
-        text.and_then(|text| text.split(',').map(|number| number.parse().ok()).collect())
-            .ok_or_else(|| EvaluateError::BadMetadata { path: path.clone(), key })
-    };
-    Ok(Some((numbers(common::MEAN)?, numbers(common::STD)?)))
+    common::recorded_normalization(&arguments.weights)
 }
 
 /// The network of the command line, else the one the weights file describes; with its name.

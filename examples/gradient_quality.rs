@@ -10,8 +10,8 @@ use burn::module::Module;
 use clap::Parser;
 use common::{
     output::{check_writable, write},
-    progress::{Figures, Progress},
-    stop,
+    progress::train_with_bar,
+    stop::{self, Stopped},
 };
 use sat::{
     attack::{Pgd, Victim, evaluate},
@@ -20,7 +20,6 @@ use sat::{
     train::{
         Normalized, Recipe, Schedule, TrainingAttack,
         data::{DataSpec, Split},
-        train,
     },
 };
 use serde::Serialize;
@@ -72,8 +71,6 @@ struct Row {
 enum ProbeError {
     #[error("the recipe has no [attack] whose gradient could be chosen")]
     NoAttack,
-    #[error("stopped")]
-    Stopped,
 }
 
 fn main() -> ExitCode {
@@ -130,28 +127,14 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
         let training_device = device.clone().autodiff();
         let model = config.init(recipe.seed, &training_device);
         let model = Normalized::to_plus_minus_one(model, train_set.channels());
-        let bar = Progress::new(recipe.epochs, train_set.len() / recipe.batch_size);
-        let trained = train(model, &recipe, &train_set, &training_device, None, |progress| {
-            let figures = Figures {
-                loss: progress.loss,
-                clean_accuracy: Some(progress.clean_accuracy),
-                robust_accuracy: Some(progress.robust_accuracy),
-            };
-            bar.step(progress.step, figures);
-            stop::requested()
-        });
-        bar.finish();
-        let trained = trained?;
-        if !trained.is_finished() {
-            return Err(ProbeError::Stopped.into());
-        }
+        let trained = train_with_bar(model, &recipe, &train_set, &training_device, None)?;
         // Evaluation is that of the network itself, gradient and all.
         let victim = Victim::new(&replace_gradients(trained.result(), Gradient::Own).valid());
         let batches = test_set.batches(TEST_BATCH).map(|rows| test_set.batch(&rows, &device));
         let pgd = Pgd::default().steps(TEST_STEPS);
         let report = evaluate(&victim, &pgd, batches, &attack.threat(), |_| stop::requested())?;
         if !report.complete {
-            return Err(ProbeError::Stopped.into());
+            return Err(Stopped.into());
         }
         let own = activation.function.to_string();
         let name = |gradient: Gradient| match gradient {

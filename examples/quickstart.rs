@@ -12,8 +12,8 @@ use common::{
     grid::attacked_images,
     output::{check_writable, write},
     plot::{Axis, Series, accuracy_plot},
-    progress::{Figures, Progress},
-    stop,
+    progress::train_with_bar,
+    stop::{self, Stopped},
 };
 use sat::{
     attack::{Norm, Pgd, Report, ThreatModel, Victim, evaluate},
@@ -23,9 +23,8 @@ use sat::{
         save_safetensors,
     },
     train::{
-        Checkpoints, Normalized, Recipe, Schedule, Start, Trained, TrainingAttack,
+        Checkpoints, Normalized, Recipe, Schedule, Start, TrainingAttack,
         data::{ImageSet, Split, builtin_fashion_mnist},
-        train,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -99,8 +98,6 @@ enum QuickstartError {
     Nothing(&'static str),
     #[error("--{flag} names {value} twice")]
     Twice { flag: &'static str, value: String },
-    #[error("stopped; go on with --resume")]
-    Stopped,
 }
 
 type Failure = Box<dyn std::error::Error>;
@@ -380,33 +377,9 @@ impl Job<'_> {
             self.network.init(self.recipe.seed, &device),
             self.train_set.channels(),
         );
-        let steps = self.train_set.len() / self.recipe.batch_size;
-        let bar = Progress::new(self.recipe.epochs, steps);
         let checkpoints = self.checkpoints()?;
-        let trained = train(
-            model,
-            &self.recipe,
-            self.train_set,
-            &device,
-            Some((&checkpoints, Start::ResumeOrFresh)),
-            |progress| {
-                let figures = Figures {
-                    loss: progress.loss,
-                    clean_accuracy: Some(progress.clean_accuracy),
-                    robust_accuracy: Some(progress.robust_accuracy),
-                };
-                bar.step(progress.step, figures);
-                if progress.step % steps == 0 {
-                    bar.epoch(progress.epoch - 1, figures);
-                }
-                stop::requested()
-            },
-        );
-        bar.finish();
-        let trained: Trained<Model> = trained?;
-        if !trained.is_finished() {
-            return Err(QuickstartError::Stopped.into());
-        }
+        let place = Some((&checkpoints, Start::ResumeOrFresh));
+        let trained = train_with_bar(model, &self.recipe, self.train_set, &device, place)?;
         Ok((trained.model, trained.progress.seconds))
     }
 
@@ -414,7 +387,7 @@ impl Job<'_> {
         let batches = set.batches(TEST_BATCH).map(|indices| set.batch(&indices, self.device));
         let threat = ThreatModel::linf(eps);
         let report = evaluate(victim, &table_attack(), batches, &threat, |_| stop::requested())?;
-        if report.complete { Ok(report) } else { Err(QuickstartError::Stopped.into()) }
+        if report.complete { Ok(report) } else { Err(Stopped.into()) }
     }
 }
 

@@ -3,8 +3,11 @@
 // Each example uses a part of it.
 #![allow(dead_code, unused_imports)]
 
-use sat::train::data::ImageSet;
-use std::process::ExitCode;
+use sat::{models::read_metadata, train::data::ImageSet};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 pub(crate) use sat::train::parse_eps as eps;
 
@@ -15,11 +18,39 @@ pub(crate) mod pages;
 pub(crate) mod plot;
 pub(crate) mod progress;
 pub(crate) mod stop;
+pub(crate) mod surface;
 
 /// Keeps the pages of freed tensors: with the system's allocator, every large tensor pays for fresh
 /// pages again, which costs more than the arithmetic on it.
 #[global_allocator]
 static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Metadata of a weights file that says nothing usable.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: metadata `{key}` is no list of numbers; give --mean and --std", path.display())]
+pub(crate) struct BadMetadata {
+    path: PathBuf,
+    key: &'static str,
+}
+
+/// Mean and standard deviation of each channel.
+pub(crate) type Statistics = (Vec<f64>, Vec<f64>);
+
+/// The normalisation that a weights file asks for, if it does.
+pub(crate) fn recorded_normalization(
+    path: &Path,
+) -> Result<Option<Statistics>, Box<dyn std::error::Error>> {
+    let metadata = read_metadata(path)?;
+    if !metadata.contains_key(MEAN) && !metadata.contains_key(STD) {
+        return Ok(None);
+    }
+    let numbers = |key: &'static str| -> Result<Vec<f64>, BadMetadata> {
+        let text = metadata.get(key);
+        text.and_then(|text| text.split(',').map(|number| number.parse().ok()).collect())
+            .ok_or_else(|| BadMetadata { path: path.to_owned(), key })
+    };
+    Ok(Some((numbers(MEAN)?, numbers(STD)?)))
+}
 
 /// At most `limit` images, drawn by the seed since files are often sorted by class, in their order.
 pub(crate) fn drawn(set: ImageSet, limit: usize, seed: u64) -> ImageSet {
