@@ -14,6 +14,11 @@ pub use sat_core as core;
 pub use sat_models as models;
 pub use sat_train as train;
 
+/// The code in the guide to attacks, compiled and run with the documentation tests.
+#[cfg(all(doctest, feature = "flex"))]
+#[doc = include_str!("../docs/attacking.md")]
+struct Attacking;
+
 /// The code in the README, compiled and run with the documentation tests.
 #[cfg(all(doctest, feature = "flex"))]
 #[doc = include_str!("../README.md")]
