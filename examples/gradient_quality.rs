@@ -18,7 +18,7 @@ use sat::{
     core::{ActivationConfig, Curve, Gradient, device::DeviceName, replace_gradients},
     models::ModelName,
     train::{
-        Normalized, Recipe, Schedule, TrainingAttack,
+        Checkpoints, Normalized, Recipe, Schedule, Start, TrainingAttack,
         data::{DataSpec, Split},
     },
 };
@@ -52,8 +52,11 @@ struct Arguments {
     /// Where to compute.
     #[arg(long, default_value_t = DeviceName::Flex)]
     device: DeviceName,
-    /// Where to write the table as JSON.
-    #[arg(long, default_value = "runs/gradient_quality.json")]
+    /// Go on with the run in the folder of --out that was stopped.
+    #[arg(long)]
+    resume: bool,
+    /// The folder for the table as JSON and for checkpoints.
+    #[arg(long, default_value = "runs/gradient_quality")]
     out: PathBuf,
 }
 
@@ -93,7 +96,8 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     recipe.seed = arguments.seed.unwrap_or(recipe.seed);
     recipe.validate()?;
     let attack = recipe.attack.clone().ok_or(ProbeError::NoAttack)?;
-    check_writable(&arguments.out)?;
+    let report = arguments.out.join("report.json");
+    check_writable(&report)?;
     let device = arguments.device.open()?;
     let train_set = arguments.data.load(Split::Train)?.take(arguments.limit);
     let test_set = arguments.data.load(Split::Test)?.take(arguments.limit.div_ceil(4));
@@ -110,7 +114,9 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
         (relu.with_gradient(smooth), smooth),
         (softplus.into(), Gradient::Own),
     ];
+    let start = if arguments.resume { Start::ResumeOrFresh } else { Start::Fresh };
     let mut rows = Vec::new();
+    let mut folders = Vec::new();
     println!("| gradient of the attacker | of the optimizer | clean | PGD-{TEST_STEPS} |");
     println!("|---|---|---:|---:|");
     for (activation, attacker) in runs {
@@ -127,7 +133,10 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
         let training_device = device.clone().autodiff();
         let model = config.init(recipe.seed, &training_device);
         let model = Normalized::to_plus_minus_one(model, train_set.channels());
-        let trained = train_with_bar(model, &recipe, &train_set, &training_device, None)?;
+        let checkpoints = Checkpoints::open(arguments.out.join(format!("run{}", rows.len() + 1)))?;
+        let place = Some((&checkpoints, start));
+        let trained = train_with_bar(model, &recipe, &train_set, &training_device, place)?;
+        folders.push(checkpoints);
         // Evaluation is that of the network itself, gradient and all.
         let victim = Victim::new(&replace_gradients(trained.result(), Gradient::Own).valid());
         let batches = test_set.batches(TEST_BATCH).map(|rows| test_set.batch(&rows, &device));
@@ -168,6 +177,9 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
         "test_images": test_set.len(),
         "rows": rows,
     });
-    write(&arguments.out, &serde_json::to_vec_pretty(&content)?)?;
+    write(&report, &serde_json::to_vec_pretty(&content)?)?;
+    for checkpoints in folders {
+        checkpoints.clear()?;
+    }
     Ok(())
 }

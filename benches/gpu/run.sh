@@ -9,6 +9,10 @@
 #                                    and OUT/training-NAME-*.json
 #   benches/gpu/run.sh steps DIR NAME OUT
 #                                    the same for whole training steps alone
+#   benches/gpu/run.sh experiments DIR CIFAR10 TEST OUT [OPTION...]
+#                                    the experiments of docs/results on the folder CIFAR10, tested on the first
+#                                    1,000 images of TEST, a binary batch; goes on where it was stopped. Options
+#                                    such as `--seeds 0 --stage train --rows relu;silu` are those of the example
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -22,13 +26,14 @@ pack() {
         {
             cargo bench --bench device --bench training_step --no-run --features "$features" \
                 --message-format json
+            cargo build --release --example experiment --features "$features" --message-format json
             cargo test -p sat-core --release --no-run --features "$features" --test suite --test precision \
                 --test norm --test step --message-format json
         } | python3 -c '
 import json, sys
 for line in sys.stdin:
     message = json.loads(line)
-    if message.get("executable") and message["target"]["kind"][0] in ("bench", "test"):
+    if message.get("executable") and message["target"]["kind"][0] in ("bench", "test", "example"):
         print(message["target"]["name"], message["executable"])' |
             while read -r name path; do cp "$path" "$dir/$name-$fusion"; done
     done
@@ -90,9 +95,26 @@ steps() {
     done
 }
 
+experiments() {
+    local dir=$1 data=$2 test=$3 out=$4
+    shift 4
+    local work
+    work=$(unpack "$dir")
+    for plan in activations gradient-quality controls scaling-cifar10; do
+        "$work/experiment-on" --plan "examples/experiments/$plan.toml" --device cuda \
+            --scale examples/experiments/scales/cifar10.toml --data "cifar10:$data" \
+            --test-data "cifar10-bin:$test" --out "$out/$plan" "$@"
+    done
+}
+
 case "${1:-}" in
 pack) pack "${2:?folder}" ;;
 run) run "${2:?folder}" "${3:?name of the machine}" "${4:?folder for results}" ;;
 steps) steps "${2:?folder}" "${3:?name of the machine}" "${4:?folder for results}" ;;
-*) sed -n '2,11p' "$0" && exit 2 ;;
+experiments)
+    shift
+    experiments "${1:?folder}" "${2:?folder of CIFAR-10}" "${3:?file of test images}" \
+        "${4:?folder for results}" "${@:5}"
+    ;;
+*) sed -n '2,15p' "$0" && exit 2 ;;
 esac

@@ -41,12 +41,19 @@ pub(crate) struct Row {
     /// Fields of the recipe that differ from the scale's.
     #[serde(default)]
     recipe: Table,
+    /// Trains so many times as long.
+    #[serde(default = "once")]
+    epochs_times: usize,
     /// In place of the scale's seeds.
     pub(crate) seeds: Option<Vec<u64>>,
     /// The test attack also runs with the these gradients in place of the network's own, and
     /// each image counts at its worst.
     #[serde(default)]
     attackers: Vec<Gradient>,
+}
+
+fn once() -> usize {
+    1
 }
 
 /// Data, network, recipe and test: everything that the rows share.
@@ -151,7 +158,7 @@ impl Row {
         let mut recipe = scale.recipe.clone();
         merge(&mut recipe, &self.recipe);
         let recipe: Recipe = recipe.try_into().map_err(field)?;
-        let recipe = Recipe { seed, ..recipe };
+        let recipe = Recipe { seed, epochs: recipe.epochs * self.epochs_times, ..recipe };
         recipe.validate().map_err(|source| PlanError::Recipe { row: row(), source })?;
         if recipe.attack.is_none() {
             return Err(PlanError::NoAttack { row: row() });

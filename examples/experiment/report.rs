@@ -49,6 +49,8 @@ struct Difference {
 struct RowReport<'a> {
     row: &'a str,
     seeds: Vec<u64>,
+    /// Multiplications of one forward pass of one image.
+    macs: u64,
     clean: Spread,
     robust: Spread,
     /// On the first images; of the seeds that came that far.
@@ -95,6 +97,7 @@ pub(crate) fn report(
     let (clean, robust) = (|o: &Outcome| o.clean.clone(), |o: &Outcome| o.robust.clone());
     let pooled = |marks: fn(&Outcome) -> Marks| pooled_deviation(&finished, marks);
     let (clean_noise, robust_noise) = (pooled(clean), pooled(robust));
+    let size = [jobs[0].test_set.height(), jobs[0].test_set.width()];
     let rows: Vec<RowReport<'_>> = finished
         .iter()
         .map(|row| {
@@ -109,6 +112,7 @@ pub(crate) fn report(
             RowReport {
                 row: row.row,
                 seeds: row.outcomes.iter().map(|o| o.setting.recipe.seed).collect(),
+                macs: row.outcomes[0].setting.network.cost(size, jobs[0].device).macs,
                 clean: Spread::of(&means(&row.marks(clean))),
                 robust: Spread::of(&means(&row.marks(robust))),
                 autoattack: (!row.worst.is_empty()).then(|| {
@@ -171,10 +175,10 @@ fn table(rows: &[RowReport<'_>], scale: &Scale) -> Result<String, std::fmt::Erro
     let mut text = String::new();
     writeln!(
         text,
-        "| row | seeds | clean | PGD-{} | beside the first row | that is | AutoAttack | FGSM - PGD-10, held out | training s |",
+        "| row | seeds | M MACs | clean | PGD-{} | beside the first row | that is | AutoAttack | FGSM - PGD-10, held out | training s |",
         scale.pgd_steps
     )?;
-    writeln!(text, "|---|--:|--:|--:|--:|---|--:|--:|--:|")?;
+    writeln!(text, "|---|--:|--:|--:|--:|--:|---|--:|--:|--:|")?;
     for row in rows {
         let (distance, verdict) = match row.robust_difference {
             None => (String::new(), ""),
@@ -195,9 +199,10 @@ fn table(rows: &[RowReport<'_>], scale: &Scale) -> Result<String, std::fmt::Erro
         let worst = row.autoattack.map(|spread| spread.percent()).unwrap_or_default();
         writeln!(
             text,
-            "| {} | {} | {} | {} | {distance} | {verdict} | {worst} | {gap}{watch} | {:.0} |",
+            "| {} | {} | {:.1} | {} | {} | {distance} | {verdict} | {worst} | {gap}{watch} | {:.0} |",
             row.row,
             row.seeds.len(),
+            row.macs as f64 / 1e6,
             row.clean.percent(),
             row.robust.percent(),
             row.train_seconds
