@@ -49,6 +49,7 @@ struct Difference {
 struct RowReport<'a> {
     row: &'a str,
     seeds: Vec<u64>,
+    seed_count: usize,
     /// Multiplications of one forward pass of one image.
     macs: u64,
     clean: Spread,
@@ -112,6 +113,7 @@ pub(crate) fn report(
             RowReport {
                 row: row.row,
                 seeds: row.outcomes.iter().map(|o| o.setting.recipe.seed).collect(),
+                seed_count: row.outcomes.len(),
                 macs: row.outcomes[0].setting.network.cost(size, jobs[0].device).macs,
                 clean: Spread::of(&means(&row.marks(clean))),
                 robust: Spread::of(&means(&row.marks(robust))),
@@ -201,7 +203,7 @@ fn table(rows: &[RowReport<'_>], scale: &Scale) -> Result<String, std::fmt::Erro
             text,
             "| {} | {} | {:.1} | {} | {} | {distance} | {verdict} | {worst} | {gap}{watch} | {:.0} |",
             row.row,
-            row.seeds.len(),
+            row.seed_count,
             row.macs as f64 / 1e6,
             row.clean.percent(),
             row.robust.percent(),
