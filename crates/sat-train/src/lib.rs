@@ -47,6 +47,7 @@ mod recipe;
 mod schedule;
 mod source;
 mod step;
+mod targets;
 mod train;
 mod units;
 mod watch;

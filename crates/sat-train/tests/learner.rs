@@ -19,7 +19,7 @@ use sat_core::{Activation, ActivationConfig};
 use sat_train::{
     AttackStart, Decayed, MomentumForm, Normalized, Objective, Perturbation, Recipe, Schedule,
     TrainError, TrainingAttack,
-    data::ImageSet,
+    data::{Augment, ImageSet},
     learner::{Adversarial, AdversarialMetric, Figure, TrainingImages, ValidationImages},
     train,
 };
@@ -59,6 +59,7 @@ fn all_options() -> Recipe {
         parts: 2,
         clip_norm: Some(1.0),
         average: Some(0.9),
+        augment: Augment { mixup: Some(0.4), ..Augment::default() },
         weight_perturbation: Some(Perturbation { gamma: 0.01 }),
         decayed: Decayed::AllButActivations,
         momentum_form: MomentumForm::HeavyBall,
