@@ -50,6 +50,7 @@ pub use metric::{AdversarialMetric, Figure, Outcome, TrainingFigures, Validation
 use crate::{
     average::WeightAverage,
     recipe::{Recipe, RecipeError, TrainingAttack},
+    source::TrainingData,
     step::{AdversarialStep, clip, optimizer, scale},
     watch::{HeldOut, learned_parameters},
 };
@@ -139,14 +140,16 @@ impl<M: Module + ModuleDisplay + Classifier> Adversarial<M> {
     /// epoch k. Checkpointers, strategy, early stopping and the rest are
     /// [`SupervisedTraining`]'s. Leave its interrupter as it is: it ends the training when an attack
     /// fails.
-    pub fn training(
+    pub fn training<T, V>(
         &self,
         folder: impl AsRef<Path>,
-        images: TrainingImages,
-        validation: ValidationImages,
+        images: TrainingImages<T>,
+        validation: ValidationImages<V>,
     ) -> SupervisedTraining<Self>
     where
         M: 'static,
+        T: TrainingData + Send + Sync + 'static,
+        V: TrainingData + Send + Sync + 'static,
     {
         let training = SupervisedTraining::new(folder, Arc::new(images), Arc::new(validation))
             .with_interrupter(self.settings.interrupter.clone())

@@ -231,7 +231,7 @@ pub fn train<M: Module + Classifier, D: TrainingData>(
     };
     for epoch in begun..recipe.epochs {
         // An epoch that was left is read anew, so that it does not matter where images were broken.
-        let mut batches = data.epoch(recipe, epoch as u64, &device);
+        let mut batches = data.epoch(recipe, epoch as u64, 0..batch_size, &device);
         for _ in 0..progress.step_of_epoch {
             batches.next().transpose()?;
         }
