@@ -13,6 +13,7 @@ pub(crate) mod output;
 pub(crate) mod pages;
 pub(crate) mod plot;
 pub(crate) mod progress;
+pub(crate) mod sets;
 pub(crate) mod stop;
 
 /// Keeps the pages of freed tensors: with the system's allocator, every large tensor pays for fresh
