@@ -104,7 +104,7 @@ fn a_network_with_dropout_resumes_to_the_same_weights() {
 }
 
 #[test]
-fn mixup_resumes_to_the_same_weights() {
+fn mixup_resumes_and_recomputes_to_the_same_weights() {
     let data = images(40);
     let mixed = |mixup| {
         let augment = Augment { crop_padding: 1, mixup, ..Augment::default() };
@@ -123,6 +123,12 @@ fn mixup_resumes_to_the_same_weights() {
     let place = Some((&checkpoints, Start::Resume));
     let resumed = train(model(), &recipe, &data, &device(), place, go_on).unwrap();
     assert_eq!(bits(&resumed.model), bits(&unbroken.model));
+
+    let recomputing = device().gradient_checkpointing();
+    let there = Normalized::to_plus_minus_one(config().init(3, &recomputing), 1);
+    let recomputed = train(there, &recipe, &data, &recomputing, None, go_on).unwrap();
+    assert_eq!(bits(&recomputed.model), bits(&unbroken.model));
+
     for other in [mixed(None), mixed(Some(0.8)), Recipe { seed: 12, ..recipe }] {
         let other = train(model(), &other, &data, &device(), None, go_on).unwrap();
         assert_ne!(bits(&other.model), bits(&unbroken.model));
