@@ -26,20 +26,22 @@ use sat::{
     train::{
         Normalized, Recipe,
         data::DataSpec,
+        hold_out,
         learner::{Adversarial, AdversarialMetric, Figure, TrainingImages, ValidationImages},
     },
 };
 use serde_json::{Value, json};
 use std::{fs, num::NonZeroUsize, path::PathBuf, process::ExitCode};
 
-const TEST_BATCH: usize = 100;
+/// Images watched at a time.
+const BATCH: usize = 100;
 const RECIPE: &str = include_str!("recipes/cifar10.toml");
 
 /// Trains a network adversarially on Burn's learner.
 #[derive(Parser, Debug)]
 struct Arguments {
-    /// A recipe, .toml or .json; examples/recipes/cifar10.toml by default. Its `hold_out` has no
-    /// meaning here: the test images are watched.
+    /// A recipe, .toml or .json; examples/recipes/cifar10.toml by default. Its `hold_out` images are
+    /// watched; without them the test images are, which then are no test of what they chose.
     #[arg(long)]
     recipe: Option<PathBuf>,
     /// In place of the recipe's passes over the training images.
@@ -57,7 +59,7 @@ struct Arguments {
     /// Train on so many images only, drawn by the seed.
     #[arg(long)]
     limit: Option<usize>,
-    /// Validate on the first so many test images only.
+    /// Of the test images, if those are watched, only the first so many.
     #[arg(long)]
     test_limit: Option<usize>,
     /// Where to compute: flex, or a backend this was built with (`--features cuda`, wgpu, ...).
@@ -112,6 +114,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     let open = |number| arguments.device.open_number(number).map(Device::autodiff);
     let devices = (0..arguments.devices.get()).map(open).collect::<Result<Vec<_>, _>>()?;
     let (train_set, test_set) = train_and_test(&arguments.data, limit, test_limit, recipe.seed)?;
+    let (train_set, watched) = hold_out(&train_set, &recipe).unwrap_or((train_set, test_set));
     let weights = arguments.out.join("model.safetensors");
     check_writable(&weights)?;
 
@@ -125,7 +128,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     let model = config.init(recipe.seed, &devices[0]);
     let model = Adversarial::new(Normalized::to_plus_minus_one(model, channels), &recipe)?;
     let images = TrainingImages::new(train_set, recipe, epoch, &devices[0])?;
-    let validation = ValidationImages::new(test_set, TEST_BATCH, &devices[0]);
+    let validation = ValidationImages::new(watched, BATCH, &devices[0]);
     let learner = model.learner(images.steps());
     let mut training =
         model.training(&arguments.out, images, validation).with_default_checkpointers().summary();

@@ -85,8 +85,8 @@ use std::{
 /// the recipe's eps and norm (eps 0 without an attack), on the averaged weights if there are any.
 ///
 /// An attack that fails ends the training: [`LearningResult::error`](burn::train::LearningResult)
-/// says why. `hold_out` has no meaning here: the learner is given the images to validate on. Use
-/// `parts` in place of Burn's gradient accumulation, which takes the sum.
+/// says why. The learner is given the images to validate on: [`hold_out`](crate::hold_out) takes them
+/// from those to train on. Use `parts` in place of Burn's gradient accumulation, which takes the sum.
 #[derive(Module, Debug)]
 pub struct Adversarial<M: Module> {
     /// The classifier.
