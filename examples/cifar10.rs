@@ -13,6 +13,7 @@ use common::{
     output::{check_writable, write},
     plot::{Axis, Series, accuracy_plot},
     progress::train_with_bar,
+    sets::train_and_test,
     stop::{self, Stopped},
 };
 use sat::{
@@ -21,7 +22,7 @@ use sat::{
     models::{ModelName, network_metadata, save_safetensors},
     train::{
         Checkpoints, EpochSummary, Normalized, Recipe, Start,
-        data::{DataSpec, ImageSet, Split},
+        data::{DataSpec, ImageSet},
     },
 };
 use serde_json::json;
@@ -88,12 +89,8 @@ struct Arguments {
 /// What can go wrong besides the libraries' own errors.
 #[derive(Debug, thiserror::Error)]
 enum Cifar10Error {
-    #[error("{0} has no test images of its own; give a data set that has")]
-    NoTestSplit(DataSpec),
     #[error("the recipe has no [attack], which --eps and --attack-steps change")]
     NoAttack,
-    #[error("--{0} is 0; leave it out to use all images")]
-    NoImages(&'static str),
 }
 
 type Failure = Box<dyn std::error::Error>;
@@ -105,7 +102,8 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<(), Failure> {
     let recipe = recipe(arguments)?;
-    let (train_set, test_set) = data(arguments, recipe.seed)?;
+    let Arguments { limit, test_limit, .. } = *arguments;
+    let (train_set, test_set) = train_and_test(&arguments.data, limit, test_limit, recipe.seed)?;
     let device = arguments.device.open()?;
     let file = |name: &str| arguments.out.join(name);
     let weights = file("model.safetensors");
@@ -260,19 +258,4 @@ fn recipe(arguments: &Arguments) -> Result<Recipe, Failure> {
     }
     recipe.validate()?;
     Ok(recipe)
-}
-
-/// The images to train on and those to test on.
-fn data(arguments: &Arguments, seed: u64) -> Result<(ImageSet, ImageSet), Failure> {
-    let limits = [("limit", arguments.limit), ("test-limit", arguments.test_limit)];
-    if let Some((flag, _)) = limits.iter().find(|(_, limit)| *limit == Some(0)) {
-        return Err(Cifar10Error::NoImages(flag).into());
-    }
-    if !arguments.data.has_splits() {
-        return Err(Cifar10Error::NoTestSplit(arguments.data.clone()).into());
-    }
-    let limit = arguments.limit.unwrap_or(usize::MAX);
-    let train_set = common::drawn(arguments.data.load(Split::Train)?, limit, seed);
-    let test_set = arguments.data.load(Split::Test)?;
-    Ok((train_set, test_set.take(arguments.test_limit.unwrap_or(usize::MAX))))
 }

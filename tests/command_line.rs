@@ -68,3 +68,25 @@ fn quickstart_says_what_is_wrong_with_its_arguments() {
     let output = run(&["--quick", "--out", out.to_str().unwrap()]);
     refused(output, 1, &["taken"]);
 }
+
+#[test]
+fn learner_says_what_is_wrong_with_its_arguments() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().to_str().unwrap();
+    let run = |extra: &[&str]| {
+        let data = ["--data", "builtin:fashion-mnist", "--out", out];
+        example("learner").args(data).args(extra).output().unwrap()
+    };
+    refused(run(&["--devices", "0"]), 2, &["--devices"]);
+    refused(run(&["--patience", "0"]), 2, &["--patience"]);
+    refused(run(&["--epochs", "0"]), 1, &["`epochs` is 0"]);
+    refused(run(&["--resume"]), 1, &["no checkpoint", "--out"]);
+
+    let checkpoints = folder.path().join("checkpoint");
+    fs::create_dir(&checkpoints).unwrap();
+    for part in ["model", "optim", "scheduler"] {
+        fs::write(checkpoints.join(format!("{part}-2.bpk")), "").unwrap();
+    }
+    refused(run(&[]), 1, &["--resume"]);
+    refused(run(&["--resume"]), 1, &["settings.json", "other settings"]);
+}

@@ -3,7 +3,7 @@
 // Each example uses a part of it.
 #![allow(dead_code, unused_imports)]
 
-use sat::{models::read_metadata, train::data::ImageSet};
+use sat::models::read_metadata;
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
@@ -17,6 +17,7 @@ pub(crate) mod output;
 pub(crate) mod pages;
 pub(crate) mod plot;
 pub(crate) mod progress;
+pub(crate) mod sets;
 pub(crate) mod stop;
 pub(crate) mod surface;
 
@@ -50,17 +51,6 @@ pub(crate) fn recorded_normalization(
             .ok_or_else(|| BadMetadata { path: path.to_owned(), key })
     };
     Ok(Some((numbers(MEAN)?, numbers(STD)?)))
-}
-
-/// At most `limit` images, drawn by the seed since files are often sorted by class, in their order.
-pub(crate) fn drawn(set: ImageSet, limit: usize, seed: u64) -> ImageSet {
-    if limit >= set.len() {
-        return set;
-    }
-    let mut indices = set.shuffled(seed, u64::MAX - 1);
-    indices.truncate(limit);
-    indices.sort_unstable();
-    set.subset(&indices)
 }
 
 /// Says what went wrong, if anything, and how the process ends.

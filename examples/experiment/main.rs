@@ -13,7 +13,7 @@ mod plan;
 mod report;
 
 use clap::Parser;
-use common::{output::check_writable, stop};
+use common::{output::check_writable, sets::drawn, stop};
 use job::Job;
 use plan::{Plan, PlanError, Scale};
 use sat::{
@@ -100,10 +100,9 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     if arguments.test_data.is_none() && !data.has_splits() {
         return Err(ExperimentError::NoTestSplit(data).into());
     }
-    let limit = |limit: Option<usize>| limit.unwrap_or(usize::MAX);
-    let train_set = common::drawn(data.load(Split::Train)?, limit(scale.train_images), 0);
+    let train_set = drawn(data.load(Split::Train)?, scale.train_images, 0);
     let test_set = arguments.test_data.as_ref().unwrap_or(&data).load(Split::Test)?;
-    let test_set = test_set.take(limit(scale.test_images));
+    let test_set = test_set.take(scale.test_images.unwrap_or(usize::MAX));
     let device = arguments.device.open()?;
     stop::on_ctrl_c()?;
 

@@ -1,6 +1,8 @@
 //! Devices by name, with an error where Burn would panic.
 
 use burn::tensor::Device;
+#[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
+use burn::tensor::DeviceKind;
 use core::{fmt, str::FromStr};
 
 /// A backend a device can be asked for, by the name of its Cargo feature.
@@ -84,6 +86,23 @@ impl DeviceName {
     /// [`DeviceError::NotBuilt`] if the feature of that name is off, [`DeviceError::Unavailable`] if
     /// the driver or the hardware is missing.
     pub fn open(self) -> Result<Device, DeviceError> {
+        self.open_number(0)
+    }
+
+    /// [`open`](Self::open) for one device of several, counted from 0: GPUs as CUDA and ROCm number
+    /// them, and discrete GPUs for the others but 0, which is the default device. A CPU is one device,
+    /// whatever the number.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    #[allow(unused_variables)] // A build for CPUs has nothing to number.
+    pub fn open_number(self, number: usize) -> Result<Device, DeviceError> {
+        #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
+        let kind = match number {
+            0 => DeviceKind::DefaultDevice,
+            _ => DeviceKind::DiscreteGpu(number),
+        };
         match self {
             #[cfg(feature = "flex")]
             DeviceName::Flex => self.probe(Device::flex),
@@ -91,15 +110,15 @@ impl DeviceName {
             #[allow(deprecated)] // Burn keeps NdArray working; so do we.
             DeviceName::NdArray => self.probe(Device::ndarray),
             #[cfg(feature = "cuda")]
-            DeviceName::Cuda => self.probe(|| Device::cuda(0)),
+            DeviceName::Cuda => self.probe(|| Device::cuda(number)),
             #[cfg(feature = "wgpu")]
-            DeviceName::Wgpu => self.probe(|| Device::wgpu(Default::default())),
+            DeviceName::Wgpu => self.probe(|| Device::wgpu(kind)),
             #[cfg(feature = "vulkan")]
-            DeviceName::Vulkan => self.probe(|| Device::vulkan(Default::default())),
+            DeviceName::Vulkan => self.probe(|| Device::vulkan(kind)),
             #[cfg(feature = "metal")]
-            DeviceName::Metal => self.probe(|| Device::metal(Default::default())),
+            DeviceName::Metal => self.probe(|| Device::metal(kind)),
             #[cfg(feature = "rocm")]
-            DeviceName::Rocm => self.probe(|| Device::rocm(0)),
+            DeviceName::Rocm => self.probe(|| Device::rocm(number)),
             #[cfg(feature = "cpu")]
             DeviceName::Cpu => self.probe(Device::cpu),
             #[allow(unreachable_patterns)] // Which backends are missing is the build's choice.

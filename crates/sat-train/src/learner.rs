@@ -50,6 +50,7 @@ pub use metric::{AdversarialMetric, Figure, Outcome, TrainingFigures, Validation
 use crate::{
     average::WeightAverage,
     recipe::{Recipe, RecipeError, TrainingAttack},
+    source::TrainingData,
     step::{AdversarialStep, clip, optimizer, scale},
     watch::{HeldOut, learned_parameters},
 };
@@ -84,8 +85,8 @@ use std::{
 /// the recipe's eps and norm (eps 0 without an attack), on the averaged weights if there are any.
 ///
 /// An attack that fails ends the training: [`LearningResult::error`](burn::train::LearningResult)
-/// says why. `hold_out` has no meaning here: the learner is given the images to validate on. Use
-/// `parts` in place of Burn's gradient accumulation, which takes the sum.
+/// says why. The learner is given the images to validate on: [`hold_out`](crate::hold_out) takes them
+/// from those to train on. Use `parts` in place of Burn's gradient accumulation, which takes the sum.
 #[derive(Module, Debug)]
 pub struct Adversarial<M: Module> {
     /// The classifier.
@@ -139,14 +140,16 @@ impl<M: Module + ModuleDisplay + Classifier> Adversarial<M> {
     /// epoch k. Checkpointers, strategy, early stopping and the rest are
     /// [`SupervisedTraining`]'s. Leave its interrupter as it is: it ends the training when an attack
     /// fails.
-    pub fn training(
+    pub fn training<T, V>(
         &self,
         folder: impl AsRef<Path>,
-        images: TrainingImages,
-        validation: ValidationImages,
+        images: TrainingImages<T>,
+        validation: ValidationImages<V>,
     ) -> SupervisedTraining<Self>
     where
         M: 'static,
+        T: TrainingData + Send + Sync + 'static,
+        V: TrainingData + Send + Sync + 'static,
     {
         let training = SupervisedTraining::new(folder, Arc::new(images), Arc::new(validation))
             .with_interrupter(self.settings.interrupter.clone())

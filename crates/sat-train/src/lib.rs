@@ -47,6 +47,7 @@ mod recipe;
 mod schedule;
 mod source;
 mod step;
+mod targets;
 mod train;
 mod units;
 mod watch;
@@ -61,6 +62,6 @@ pub use recipe::{
 pub use schedule::Schedule;
 pub use source::{Batches, TrainingData};
 pub use step::{AdversarialStep, StepOutput, optimizer};
-pub use train::{EpochSummary, Progress, Start, TrainError, Trained, train};
+pub use train::{EpochSummary, Progress, Start, TrainError, Trained, hold_out, train};
 pub use units::{EpsError, parse_eps};
 pub use watch::{HeldOut, LearnedParameters, learned_parameters};

@@ -79,7 +79,7 @@ pub struct Recipe {
     pub objective: Objective,
     /// Adversarial perturbation of the weights, on top of any objective; none by default.
     pub weight_perturbation: Option<Perturbation>,
-    /// What is done to a training image before the attack.
+    /// What is done to training images before the attack.
     pub augment: Augment,
 }
 
@@ -341,6 +341,13 @@ impl Recipe {
         let valid = self.hold_out == 0 || self.attack.is_some();
         check(valid, "hold_out", held, "0 without an [attack]")?;
         self.objective.validate(self.attack.as_ref())?;
+        if let Some(alpha) = self.augment.mixup {
+            let field = "augment.mixup";
+            check(alpha.is_finite() && alpha > 0.0, field, alpha, "finite and above 0")?;
+            let mart = matches!(self.objective, Objective::Mart { .. });
+            let one_label = "left out with the objective `mart`, which takes one label an image";
+            check(!mart, field, alpha, one_label)?;
+        }
         if let Some(perturbation) = &self.weight_perturbation {
             perturbation.validate()?;
         }

@@ -5,12 +5,13 @@ use crate::{
     recipe::Recipe,
 };
 use burn::tensor::{Device, Tensor};
+use std::ops::Range;
 
 /// Images `[n, c, h, w]` in [0, 1] and their labels, batch by batch; after an error nothing more comes.
 pub type Batches<'a> = Box<dyn Iterator<Item = Result<(Tensor<4>, Vec<usize>), DataError>> + 'a>;
 
-/// Labelled images that [`train`](crate::train) can train on: an [`ImageSet`] in memory, or
-/// `Photographs` on the disk (feature `images`).
+/// Labelled images that [`train`](crate::train) and Burn's learner can train on: an [`ImageSet`] in
+/// memory, or `Photographs` on the disk (feature `images`).
 pub trait TrainingData: Sized {
     /// Number of images.
     fn len(&self) -> usize;
@@ -30,8 +31,15 @@ pub trait TrainingData: Sized {
     fn subset(&self, indices: &[usize]) -> Self;
 
     /// The full batches of an epoch, shuffled and transformed at random, as the recipe's `batch_size`,
-    /// `seed` and `augment` say.
-    fn epoch<'a>(&'a self, recipe: &'a Recipe, epoch: u64, device: &'a Device) -> Batches<'a>;
+    /// `seed` and `augment` say; of each batch these rows, a range within `0..batch_size` that is not
+    /// empty, which are the same whatever the range.
+    fn epoch<'a>(
+        &'a self,
+        recipe: &'a Recipe,
+        epoch: u64,
+        rows: Range<usize>,
+        device: &'a Device,
+    ) -> Batches<'a>;
 
     /// All images in order and without random transforms; the last batch holds what is left.
     fn in_order<'a>(&'a self, batch_size: usize, device: &'a Device) -> Batches<'a>;
@@ -54,11 +62,18 @@ impl TrainingData for ImageSet {
         self.subset(indices)
     }
 
-    fn epoch<'a>(&'a self, recipe: &'a Recipe, epoch: u64, device: &'a Device) -> Batches<'a> {
+    fn epoch<'a>(
+        &'a self,
+        recipe: &'a Recipe,
+        epoch: u64,
+        rows: Range<usize>,
+        device: &'a Device,
+    ) -> Batches<'a> {
         let Recipe { batch_size, seed, augment, .. } = *recipe;
         let order = self.shuffled(seed, epoch);
         Box::new((0..self.len() / batch_size).map(move |number| {
-            let indices = &order[number * batch_size..(number + 1) * batch_size];
+            let start = number * batch_size;
+            let indices = &order[start + rows.start..start + rows.end];
             Ok(self.batch_augmented(indices, augment, seed, epoch, device))
         }))
     }

@@ -1,8 +1,10 @@
 use crate::{
+    data::Mixup,
     objective::{
         Objective, Perturbation, divergences, mart_loss, smoothed_cross_entropy, trades_loss,
     },
     recipe::{AttackStart, Decayed, MomentumForm, Recipe, TrainingAttack},
+    targets::Targets,
 };
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param, ParamGroup, ParamId},
@@ -23,11 +25,13 @@ use std::collections::HashSet;
 ///
 /// The attack sees a frozen copy of the model: BatchNorm in inference mode with untouched
 /// statistics, and no weight gradients. Then the model is trained, in training mode, on the adversarial
-/// images, alone or beside the clean ones, as the objective says.
+/// images, alone or beside the clean ones, as the objective says. With mixup both work on blended images,
+/// and both losses are `weight * loss(labels) + (1 - weight) * loss(partner_labels)`, see [`Mixup`].
 #[derive(Clone, Debug)]
 pub struct AdversarialStep {
     attack: Option<TrainingAttack>,
     seed: u64,
+    mixup: Option<f64>,
     objective: Objective,
     label_smoothing: f64,
     perturbation: Option<Perturbation>,
@@ -52,6 +56,7 @@ impl AdversarialStep {
         Self {
             attack: recipe.attack.clone(),
             seed: recipe.seed,
+            mixup: recipe.augment.mixup,
             objective: recipe.objective,
             label_smoothing: recipe.label_smoothing,
             perturbation: recipe.weight_perturbation,
@@ -64,7 +69,7 @@ impl AdversarialStep {
     ///
     /// `model` is on an autodiff device; `images` `[n, c, h, w]` in [0, 1] on the same device, with
     /// or without autodiff; `first` is the number of training samples seen before, which numbers the
-    /// random streams of the attack and of the model's dropout.
+    /// random streams of mixup, of the attack and of the model's dropout.
     ///
     /// # Errors
     ///
@@ -108,6 +113,7 @@ impl AdversarialStep {
         let [count, ..] = images.dims();
         assert_eq!(count, labels.len(), "one label an image");
         assert!(count.is_multiple_of(self.parts), "{count} images in {} parts", self.parts);
+        let (images, targets) = self.mix(images, labels, first)?;
         let size = count / self.parts;
         let mut sum = GradientsAccumulator::new();
         let mut outputs = Vec::with_capacity(self.parts);
@@ -115,7 +121,7 @@ impl AdversarialStep {
             let rows = part * size..(part + 1) * size;
             let images = images.clone().slice([rows.clone()]);
             let first = first + rows.start as u64;
-            let (gradients, output) = self.of_part(model, images, &labels[rows], first)?;
+            let (gradients, output) = self.of_part(model, images, &targets.rows(rows), first)?;
             sum.accumulate(model, gradients);
             outputs.push(output);
         }
@@ -135,8 +141,8 @@ impl AdversarialStep {
         Ok((gradients, output))
     }
 
-    /// The adversarial images of a training batch, without autodiff; the images themselves without an
-    /// attack. Arguments, errors and panics as in [`run`](Self::run).
+    /// The adversarial images of a training batch, without autodiff; the images themselves, or their
+    /// blends, without an attack. Arguments, errors and panics as in [`run`](Self::run).
     ///
     /// # Errors
     ///
@@ -148,7 +154,36 @@ impl AdversarialStep {
         labels: &[usize],
         first: u64,
     ) -> Result<Tensor<4>, AttackError> {
-        let images = images.without_autodiff();
+        let (images, targets) = self.mix(images, labels, first)?;
+        self.attack(model, images.without_autodiff(), &targets, first)
+    }
+
+    /// The batch as it is trained on, but for the attack.
+    fn mix<'a>(
+        &self,
+        images: Tensor<4>,
+        labels: &'a [usize],
+        first: u64,
+    ) -> Result<(Tensor<4>, Targets<'a>), AttackError> {
+        let Some(alpha) = self.mixup else {
+            return Ok((images, Targets::of(labels)));
+        };
+        let Mixup { images, partner_labels, weight } =
+            Mixup::of(images, labels, alpha, self.seed, first).map_err(|_| {
+                let (setting, expected) = ("augment.mixup", "finite and above 0");
+                AttackError::InvalidSetting { setting, value: alpha, expected }
+            })?;
+        Ok((images, Targets::mixed(labels, partner_labels, weight)))
+    }
+
+    /// The images after the attack of the recipe, if it has one.
+    fn attack<M: Module + Classifier>(
+        &self,
+        model: &M,
+        images: Tensor<4>,
+        targets: &Targets<'_>,
+        first: u64,
+    ) -> Result<Tensor<4>, AttackError> {
         let Some(attack) = &self.attack else {
             return Ok(images);
         };
@@ -160,7 +195,7 @@ impl AdversarialStep {
             }
         };
         let loss = match self.objective {
-            Objective::Adversarial | Objective::Mart { .. } => Loss::CrossEntropy,
+            Objective::Adversarial | Objective::Mart { .. } => targets.attacked_loss(),
             Objective::Trades { .. } => {
                 let clean = victim.logits(images.clone())?;
                 Loss::custom("divergence", move |logits, _| {
@@ -168,7 +203,7 @@ impl AdversarialStep {
                 })
             }
         };
-        let goal = Goal::untargeted(labels).numbered_from(first);
+        let goal = Goal::untargeted(targets.labels()).numbered_from(first);
         let threat = attack.threat();
         if let Some(n_fgsm) = attack.n_fgsm(self.seed, loss.clone()) {
             return n_fgsm.perturb(&victim, images, goal, &threat);
@@ -185,22 +220,22 @@ impl AdversarialStep {
         &self,
         model: &M,
         images: Tensor<4>,
-        labels: &[usize],
+        targets: &Targets<'_>,
         first: u64,
     ) -> Result<(GradientsParams, StepOutput), AttackError> {
         let strategy = images.gradient_checkpointing_strategy();
         let images = images.without_autodiff();
         model.reseed(rng(self.seed, first, Draw::Dropout).next_u64());
-        let adversarial = self.perturb(model, images.clone(), labels, first)?;
+        let adversarial = self.attack(model, images.clone(), targets, first)?;
         let perturbed = self.perturbation.map(|perturbation| {
             // Statistics of its own: this pass must not move the model's.
             let proxy = model.valid().train();
-            let (loss, _) = self.loss(&proxy, &images, &adversarial, labels, None);
+            let (loss, _) = self.loss(&proxy, &images, &adversarial, targets, None);
             let gradients = GradientsParams::from_grads(loss.backward(), &proxy);
             model.clone().map(&mut Perturb { gradients, gamma: perturbation.gamma })
         });
         let model = perturbed.as_ref().unwrap_or(model);
-        let (loss, logits) = self.loss(model, &images, &adversarial, labels, strategy);
+        let (loss, logits) = self.loss(model, &images, &adversarial, targets, strategy);
         let output = StepOutput { loss: loss.clone().inner(), logits: logits.inner(), adversarial };
         Ok((GradientsParams::from_grads(loss.backward(), model), output))
     }
@@ -211,23 +246,29 @@ impl AdversarialStep {
         model: &M,
         images: &Tensor<4>,
         adversarial: &Tensor<4>,
-        labels: &[usize],
+        targets: &Targets<'_>,
         strategy: Option<GradientCheckpointingStrategy>,
     ) -> (Tensor<1>, Tensor<2>) {
         let logits = |images: &Tensor<4>| model.logits(tracked(images.clone(), strategy));
         let smoothing = self.label_smoothing;
         match self.objective {
             Objective::Adversarial => {
-                let logits = logits(adversarial);
-                (smoothed_cross_entropy(logits.clone(), labels, smoothing), logits)
+                let z = logits(adversarial);
+                let loss = |labels: &[usize]| smoothed_cross_entropy(z.clone(), labels, smoothing);
+                (targets.mean(loss), z)
             }
             Objective::Trades { beta } => {
-                let (clean, logits) = (logits(images), logits(adversarial));
-                (trades_loss(clean, logits.clone(), labels, beta, smoothing), logits)
+                let (clean, z) = (logits(images), logits(adversarial));
+                let loss = |labels: &[usize]| {
+                    trades_loss(clean.clone(), z.clone(), labels, beta, smoothing)
+                };
+                (targets.mean(loss), z)
             }
             Objective::Mart { beta } => {
-                let (clean, logits) = (logits(images), logits(adversarial));
-                (mart_loss(clean, logits.clone(), labels, beta, smoothing), logits)
+                let (clean, z) = (logits(images), logits(adversarial));
+                let loss =
+                    |labels: &[usize]| mart_loss(clean.clone(), z.clone(), labels, beta, smoothing);
+                (targets.mean(loss), z)
             }
         }
     }

@@ -231,7 +231,7 @@ pub fn train<M: Module + Classifier, D: TrainingData>(
     };
     for epoch in begun..recipe.epochs {
         // An epoch that was left is read anew, so that it does not matter where images were broken.
-        let mut batches = data.epoch(recipe, epoch as u64, &device);
+        let mut batches = data.epoch(recipe, epoch as u64, 0..batch_size, &device);
         for _ in 0..progress.step_of_epoch {
             batches.next().transpose()?;
         }
@@ -335,8 +335,9 @@ fn timed(
     next
 }
 
-/// The images to train on and those to watch, if there are to be any.
-fn hold_out<D: TrainingData>(data: &D, recipe: &Recipe) -> Option<(D, D)> {
+/// The images to train on and those to watch, as the recipe's `hold_out` says and [`train`] takes them;
+/// nothing where it is 0. For Burn's learner, which is given both.
+pub fn hold_out<D: TrainingData>(data: &D, recipe: &Recipe) -> Option<(D, D)> {
     (recipe.hold_out > 0).then(|| {
         // Drawn, since files are often sorted by class. No epoch has this number.
         let mut order = data.shuffled(recipe.seed, u64::MAX);

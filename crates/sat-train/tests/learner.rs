@@ -19,7 +19,8 @@ use sat_core::{Activation, ActivationConfig};
 use sat_train::{
     AttackStart, Decayed, MomentumForm, Normalized, Objective, Perturbation, Recipe, Schedule,
     TrainError, TrainingAttack,
-    data::ImageSet,
+    data::{Augment, ImageSet},
+    hold_out,
     learner::{Adversarial, AdversarialMetric, Figure, TrainingImages, ValidationImages},
     train,
 };
@@ -59,6 +60,7 @@ fn all_options() -> Recipe {
         parts: 2,
         clip_norm: Some(1.0),
         average: Some(0.9),
+        augment: Augment { mixup: Some(0.4), ..Augment::default() },
         weight_perturbation: Some(Perturbation { gamma: 0.01 }),
         decayed: Decayed::AllButActivations,
         momentum_form: MomentumForm::HeavyBall,
@@ -76,10 +78,11 @@ fn all_options() -> Recipe {
 #[test]
 fn the_weights_are_those_of_the_plain_loop() {
     let data = images(44);
-    for recipe in [recipe(), all_options()] {
+    for recipe in [recipe(), all_options(), Recipe { hold_out: 4, ..recipe() }] {
         let want = train(model(), &recipe, &data, &device(), None, go_on).unwrap();
         let folder = tempfile::tempdir().unwrap();
-        let got = learn(model(), &recipe, &data, (folder.path(), 0), |training| training);
+        let rest = hold_out(&data, &recipe).map_or(data.clone(), |(rest, _)| rest);
+        let got = learn(model(), &recipe, &rest, (folder.path(), 0), |training| training);
         assert!(got.error.is_none() && got.interrupted.is_none());
         assert_eq!(bits(&got.model.model), bits(&want.model));
         assert_eq!(bits(&got.model.result()), bits(&want.result()));

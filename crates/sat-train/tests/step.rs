@@ -8,10 +8,12 @@ use burn::{
     optim::GradientsParams,
     tensor::{Device, Tensor},
 };
-use sat_attack::Classifier;
+use sat_attack::{AttackError, Classifier};
 use sat_core::{Activation, ActivationConfig};
 use sat_train::{
-    AdversarialStep, AttackStart, MomentumForm, Perturbation, Recipe, TrainingAttack, optimizer,
+    AdversarialStep, AttackStart, MomentumForm, Objective, Perturbation, Recipe, TrainingAttack,
+    data::{Augment, Mixup},
+    optimizer,
 };
 
 fn device() -> Device {
@@ -63,14 +65,32 @@ fn clean() -> Recipe {
     Recipe { attack: None, label_smoothing: 0.0, ..Recipe::default() }
 }
 
+/// The probabilities of the classes, in f64.
+fn softmax(weight: [[f64; 4]; 2], x: &[f64; 4]) -> [f64; 2] {
+    let logit = |k: usize| BIAS[k] + (0..4).map(|i| weight[k][i] * x[i]).sum::<f64>();
+    [0, 1].map(|k| logit(k).exp() / (logit(0).exp() + logit(1).exp()))
+}
+
+fn one_hot(label: usize) -> [f64; 2] {
+    [0, 1].map(|k| if k == label { 1.0 } else { 0.0 })
+}
+
 /// The gradients of the mean cross-entropy by weight and bias, in f64.
 fn gradients(weight: [[f64; 4]; 2]) -> ([[f64; 4]; 2], [f64; 2]) {
+    soft_gradients(weight, &IMAGES, &LABELS.map(one_hot))
+}
+
+/// The same for probabilities of the classes in place of labels.
+fn soft_gradients(
+    weight: [[f64; 4]; 2],
+    images: &[[f64; 4]; 4],
+    targets: &[[f64; 2]; 4],
+) -> ([[f64; 4]; 2], [f64; 2]) {
     let (mut of_weight, mut of_bias) = ([[0.0; 4]; 2], [0.0; 2]);
-    for (x, label) in IMAGES.iter().zip(LABELS) {
-        let logit = |k: usize| BIAS[k] + (0..4).map(|i| weight[k][i] * x[i]).sum::<f64>();
-        let sum = logit(0).exp() + logit(1).exp();
+    for (x, target) in images.iter().zip(targets) {
+        let p = softmax(weight, x);
         for k in 0..2 {
-            let error = logit(k).exp() / sum - if k == label { 1.0 } else { 0.0 };
+            let error = p[k] - target[k];
             of_bias[k] += error / 4.0;
             for i in 0..4 {
                 of_weight[k][i] += error * x[i] / 4.0;
@@ -188,8 +208,78 @@ fn the_attackers_gradient_curve_is_the_attackers_alone() {
     assert_close(&adversarial(Some("psoftplus:10")), &[0.45, 0.55], "the curve shows it");
 }
 
+/// With two classes the attacker moves along sign((p_0 - q_0) (w_0 - w_1)), p the prediction and q the
+/// target: a target of two classes can turn it round.
+#[test]
+fn mixup_attacks_and_trains_on_both_labels() {
+    let (eps, alpha, beta, smoothing) = (0.02, 1.0, 6.0, 0.1);
+    let recipe = Recipe {
+        label_smoothing: smoothing,
+        attack: Some(TrainingAttack {
+            eps,
+            start: AttackStart::Clean,
+            ..TrainingAttack::default()
+        }),
+        augment: Augment { mixup: Some(alpha), ..Augment::default() },
+        ..clean()
+    };
+    let model = Linear::new();
+    let mut turned = 0;
+    for first in (0..80).step_by(4) {
+        // Numbers in place of labels tell who the partners are.
+        let mix = Mixup::of(images(), &[0, 1, 2, 3], alpha, recipe.seed, first).unwrap();
+        let share = |own: f64, partner: f64| mix.weight * own + (1.0 - mix.weight) * partner;
+        let (mut blends, mut targets) = ([[0.0; 4]; 4], [[0.0; 2]; 4]);
+        for (i, &j) in mix.partner_labels.iter().enumerate() {
+            blends[i] = [0, 1, 2, 3].map(|pixel| share(IMAGES[i][pixel], IMAGES[j][pixel]));
+            let (own, partner) = (one_hot(LABELS[i]), one_hot(LABELS[j]));
+            targets[i] = [0, 1].map(|k| share(own[k], partner[k]));
+        }
+        let mut adversarial = blends;
+        for ((x, target), label) in adversarial.iter_mut().zip(&targets).zip(LABELS) {
+            let p = softmax(WEIGHT, x)[0];
+            let direction = (p - target[0]).signum();
+            turned += usize::from(direction != (p - one_hot(label)[0]).signum());
+            for (i, pixel) in x.iter_mut().enumerate() {
+                *pixel += eps * direction * (WEIGHT[0][i] - WEIGHT[1][i]).signum();
+            }
+        }
+        let smoothed = targets.map(|q| q.map(|q| (1.0 - smoothing) * q + smoothing / 2.0));
+        let (want_weight, want_bias) = soft_gradients(WEIGHT, &adversarial, &smoothed);
+
+        let step = AdversarialStep::new(&recipe);
+        let (got, output) = step.gradients(&model, images(), &LABELS, first).unwrap();
+        assert_close(&values(output.adversarial), adversarial.as_flattened(), "images");
+        let of_weight = values(got.get::<2>(model.weight.id).unwrap());
+        assert_close(&of_weight, want_weight.as_flattened(), "W");
+        assert_close(&values(got.get::<1>(model.bias.id).unwrap()), &want_bias, "b");
+        let alone = step.perturb(&model, images(), &LABELS, first).unwrap();
+        assert_close(&values(alone), adversarial.as_flattened(), "perturb");
+
+        // TRADES: the cross-entropy of the blends, and the divergence of their predictions.
+        let trades = Recipe { objective: Objective::Trades { beta }, ..recipe.clone() };
+        let (_, output) =
+            AdversarialStep::new(&trades).gradients(&model, images(), &LABELS, first).unwrap();
+        let moved = values(output.adversarial);
+        let loss = |i: usize| -> f64 {
+            let (p, q) = (softmax(WEIGHT, &blends[i]), smoothed[i]);
+            let adversarial = softmax(WEIGHT, moved[4 * i..4 * i + 4].try_into().unwrap());
+            let term = |k: usize| -q[k] * p[k].ln() + beta * p[k] * (p[k] / adversarial[k]).ln();
+            term(0) + term(1)
+        };
+        assert_close(&values(output.loss), &[(0..4).map(loss).sum::<f64>() / 4.0], "TRADES");
+    }
+    assert!(turned > 0, "no target of two classes turned the attack round");
+
+    let augment = Augment { mixup: Some(f64::NAN), ..Augment::default() };
+    let step = AdversarialStep::new(&Recipe { augment, ..recipe });
+    let error = step.gradients(&model, images(), &LABELS, 0).unwrap_err();
+    assert!(matches!(error, AttackError::InvalidSetting { setting: "augment.mixup", .. }));
+}
+
 #[test]
 fn parts_are_the_same_update() {
+    let augment = Augment { mixup: Some(1.0), ..Augment::default() };
     let attack = TrainingAttack {
         eps: 0.05,
         start: AttackStart::Uniform { probability: 1.0 },
@@ -197,7 +287,7 @@ fn parts_are_the_same_update() {
     };
     let model = Linear::new();
     let gradients = |parts: usize| {
-        let recipe = Recipe { parts, attack: Some(attack.clone()), ..clean() };
+        let recipe = Recipe { parts, augment, attack: Some(attack.clone()), ..clean() };
         let (gradients, output) =
             AdversarialStep::new(&recipe).gradients(&model, images(), &LABELS, 12).unwrap();
         let of_weight = values(gradients.get::<2>(model.weight.id).unwrap());

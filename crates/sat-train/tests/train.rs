@@ -13,8 +13,9 @@ use sat_models::EfficientNetConfig;
 use sat_train::{
     AdversarialStep, AttackStart, CheckpointError, Checkpoints, Decayed, MomentumForm, Normalized,
     Objective, Perturbation, Progress, Recipe, RecipeFileError, Schedule, Start, TrainError,
-    TrainingAttack, WeightAverage, data::ImageSet, learned_parameters, mart_loss, optimizer,
-    smoothed_cross_entropy, trades_loss, train,
+    TrainingAttack, WeightAverage,
+    data::{Augment, ImageSet},
+    learned_parameters, mart_loss, optimizer, smoothed_cross_entropy, trades_loss, train,
 };
 use std::{fs, ops::ControlFlow};
 
@@ -100,6 +101,38 @@ fn a_network_with_dropout_resumes_to_the_same_weights() {
     (network.dropout, network.stochastic_depth) = (0.0, 0.0);
     let without = train(model(&network, 3), &recipe, &data, &device(), None, go_on).unwrap();
     assert_ne!(bits(&without.model), bits(&unbroken.model));
+}
+
+#[test]
+fn mixup_resumes_and_recomputes_to_the_same_weights() {
+    let data = images(40);
+    let mixed = |mixup| {
+        let augment = Augment { crop_padding: 1, mixup, ..Augment::default() };
+        Recipe { epochs: 2, augment, ..recipe() }
+    };
+    let recipe = mixed(Some(0.4));
+    let unbroken = train(model(), &recipe, &data, &device(), None, go_on).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoints = Checkpoints::open(folder.path()).unwrap();
+    let stop = |progress: &Progress| match progress.step {
+        7 => ControlFlow::Break(()),
+        _ => ControlFlow::Continue(()),
+    };
+    let place = Some((&checkpoints, Start::Fresh));
+    train(model(), &recipe, &data, &device(), place, stop).unwrap();
+    let place = Some((&checkpoints, Start::Resume));
+    let resumed = train(model(), &recipe, &data, &device(), place, go_on).unwrap();
+    assert_eq!(bits(&resumed.model), bits(&unbroken.model));
+
+    let recomputing = device().gradient_checkpointing();
+    let there = Normalized::to_plus_minus_one(config().init(3, &recomputing), 1);
+    let recomputed = train(there, &recipe, &data, &recomputing, None, go_on).unwrap();
+    assert_eq!(bits(&recomputed.model), bits(&unbroken.model));
+
+    for other in [mixed(None), mixed(Some(0.8)), Recipe { seed: 12, ..recipe }] {
+        let other = train(model(), &other, &data, &device(), None, go_on).unwrap();
+        assert_ne!(bits(&other.model), bits(&unbroken.model));
+    }
 }
 
 #[test]
@@ -254,6 +287,13 @@ fn bad_recipes_are_named() {
     assert_eq!(field(Recipe { objective, ..recipe() }), "objective.beta");
     let objective = Objective::Mart { beta: 6.0 };
     assert_eq!(field(Recipe { objective, attack: None, ..recipe() }), "objective.beta");
+    let mixup = |alpha| Augment { mixup: Some(alpha), ..Augment::default() };
+    for alpha in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        assert_eq!(field(Recipe { augment: mixup(alpha), ..recipe() }), "augment.mixup");
+    }
+    let two_labels = Recipe { augment: mixup(1.0), objective, ..recipe() };
+    let error = two_labels.validate().unwrap_err().to_string();
+    assert!(error.contains("augment.mixup") && error.contains("mart"), "{error}");
     let bad = Recipe { epochs: 0, ..recipe() };
     let error = train(model(), &bad, &images(40), &device(), None, go_on).unwrap_err();
     assert!(matches!(error, TrainError::Recipe(_)), "{error}");
@@ -414,6 +454,7 @@ fn recipe_files_are_read_strictly() {
         hold_out: 4,
         clip_norm: Some(1.0),
         average: Some(0.99),
+        augment: Augment { mixup: Some(0.2), ..Augment::default() },
         weight_perturbation: Some(Perturbation { gamma: 0.005 }),
         objective: Objective::Trades { beta: 6.0 },
         attack: Some(TrainingAttack {

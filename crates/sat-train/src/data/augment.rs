@@ -9,10 +9,11 @@ use super::random::Draw;
 /// The value of a pixel that a cutout painted.
 const GREY: u8 = 128;
 
-/// Random changes to a training image, made on its bytes before it goes to the device.
+/// Random changes to a training image: made on its bytes before it goes to the device, and mixup, which
+/// blends the batch there, before the attack.
 ///
 /// The usual choice for CIFAR is a horizontal flip and a crop with 4 pixels of padding.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Augment {
     /// Whether to mirror.
@@ -23,6 +24,9 @@ pub struct Augment {
     /// Cutout (arXiv 1708.04552): paint a square of this side grey (128, about the mean), around a
     /// uniformly drawn pixel; what lies outside the image is lost. 0 paints nothing.
     pub cutout: u8,
+    /// [`Mixup`] with the share drawn from `Beta(alpha, alpha)`, for this alpha, finite and above 0;
+    /// none by default. For the objectives `adversarial` and `trades`.
+    pub mixup: Option<f64>,
 }
 
 /// How an [`Augment`] mirrors images.
@@ -83,18 +87,21 @@ impl Augment {
 /// Pairs of images blended into one (arXiv 1710.09412): `weight * x + (1 - weight) * x[partner]`.
 #[derive(Clone, Debug)]
 pub struct Mixup {
-    /// The blended images, of the shape and range of the originals.
+    /// The blended images, `[n, c, h, w]` in [0, 1].
     pub images: Tensor<4>,
-    /// The label of each image's partner; the first image keeps its own label.
+    /// The label of each image's partner; the image keeps its own label too.
     pub partner_labels: Vec<usize>,
-    /// The share of the image itself, one for the whole batch, in [0, 1]. The loss is
+    /// The share of the image itself, one for the whole batch, in [1/2, 1], so that its own label is
+    /// the one of the larger share. The loss is
     /// `weight * loss(labels) + (1 - weight) * loss(partner_labels)`.
     pub weight: f64,
 }
 
 impl Mixup {
-    /// Blends a batch with itself in another order. The weight is drawn from `Beta(alpha, alpha)`;
-    /// `seed` and `step`, the number of the batch, decide it and the partners.
+    /// Blends a batch `[n, c, h, w]` in [0, 1] with itself in another order. The weight is the larger
+    /// of l and 1 - l, with l drawn from `Beta(alpha, alpha)`: the partners are a random order, and
+    /// exchanging each image with its partner gives the same pairs just as often. `seed` and `step`, a
+    /// number that no other batch has, decide weight and partners.
     ///
     /// # Errors
     ///
@@ -123,7 +130,8 @@ impl Mixup {
             }
         };
         let mut rng = super::random::rng(seed, step, Draw::Mixup);
-        let weight: f64 = beta.sample(&mut rng);
+        let share: f64 = beta.sample(&mut rng);
+        let weight = share.max(1.0 - share);
         if labels.is_empty() {
             return Ok(Self { images, partner_labels: Vec::new(), weight });
         }
@@ -134,7 +142,8 @@ impl Mixup {
         let data = TensorData::new(partners, [labels.len()]);
         let partners = Tensor::<1, Int>::from_data(data, &images.device().without_autodiff());
         let others = images.clone().select(0, partners);
-        let images = images * weight + others * (1.0 - weight);
+        // Rounding can leave the range, which an attack refuses.
+        let images = (images * weight + others * (1.0 - weight)).clamp(0.0, 1.0);
         Ok(Self { images, partner_labels, weight })
     }
 }
@@ -161,7 +170,7 @@ mod tests {
             seed: u64,
         ) {
             let image = image(height, width);
-            let augment = Augment { flip: Flip::Horizontal, crop_padding, cutout: 0 };
+            let augment = Augment { flip: Flip::Horizontal, crop_padding, ..Augment::default() };
             let out = augment.apply(&image, height, width, &mut ChaCha8Rng::seed_from_u64(seed));
             prop_assert_eq!(out.len(), image.len());
             let pad = isize::from(crop_padding);
@@ -199,8 +208,8 @@ mod tests {
     #[test]
     fn flips_half_of_the_time_and_reaches_every_shift() {
         let image = image(3, 3);
-        let flip = Augment { flip: Flip::Horizontal, crop_padding: 0, cutout: 0 };
-        let crop = Augment { flip: Flip::None, crop_padding: 1, cutout: 0 };
+        let flip = Augment { flip: Flip::Horizontal, ..Augment::default() };
+        let crop = Augment { crop_padding: 1, ..Augment::default() };
         let mut rng = ChaCha8Rng::seed_from_u64(0);
         let mut flipped = 0;
         let mut crops = std::collections::HashSet::new();
@@ -217,7 +226,7 @@ mod tests {
     fn planes_move_together() {
         let plane = image(4, 4);
         let planes = [plane.clone(), plane].concat();
-        let augment = Augment { flip: Flip::Horizontal, crop_padding: 2, cutout: 0 };
+        let augment = Augment { flip: Flip::Horizontal, crop_padding: 2, ..Augment::default() };
         for seed in 0..20 {
             let out = augment.apply(&planes, 4, 4, &mut ChaCha8Rng::seed_from_u64(seed));
             assert_eq!(out[..16], out[16..]);

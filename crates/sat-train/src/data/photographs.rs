@@ -10,11 +10,12 @@ use crate::{
 use burn::tensor::{Device, Tensor};
 use std::{
     collections::BTreeSet,
+    ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-/// Photographs of a folder to train on, read while the network works. The recipe's `augment` has no
-/// meaning here: the transform takes its place.
+/// Photographs of a folder to train on, read while the network works. Of the recipe's `augment` only
+/// `mixup` has a meaning here: the transform takes the place of the others.
 #[derive(Clone, Debug)]
 pub struct Photographs {
     /// The files.
@@ -114,17 +115,37 @@ impl TrainingData for Photographs {
         Self { indices: indices.iter().map(|&i| self.indices[i]).collect(), ..self.clone() }
     }
 
-    fn epoch<'a>(&'a self, recipe: &'a Recipe, epoch: u64, device: &'a Device) -> Batches<'a> {
+    fn epoch<'a>(
+        &'a self,
+        recipe: &'a Recipe,
+        epoch: u64,
+        rows: Range<usize>,
+        device: &'a Device,
+    ) -> Batches<'a> {
         let order = self.shuffled(recipe.seed, epoch);
         let order: Vec<usize> = order.into_iter().map(|i| self.indices[i]).collect();
-        let config = LoaderConfig {
-            batch_size: recipe.batch_size,
-            remainder: Remainder::Drop,
-            broken: self.broken,
-            seed: recipe.seed,
-            ..LoaderConfig::new(Transform::Train(self.train.clone()))
+        let whole = recipe.batch_size;
+        let read = |order: &[usize], batch_size: usize| {
+            let config = LoaderConfig {
+                batch_size,
+                remainder: Remainder::Drop,
+                broken: self.broken,
+                seed: recipe.seed,
+                ..LoaderConfig::new(Transform::Train(self.train.clone()))
+            };
+            self.batches(order, epoch, config, device)
         };
-        self.batches(&order, epoch, config, device)
+        match self.broken {
+            BrokenImage::Stop => {
+                let parts = order.chunks_exact(whole).flat_map(|batch| &batch[rows.clone()]);
+                read(&parts.copied().collect::<Vec<_>>(), rows.len())
+            }
+            // Which images are in a batch is known only when all before them have been read.
+            BrokenImage::Skip => Box::new(read(&order, whole).map(move |batch| {
+                let (images, labels) = batch?;
+                Ok((images.slice([rows.clone()]), labels[rows.clone()].to_vec()))
+            })),
+        }
     }
 
     fn in_order<'a>(&'a self, batch_size: usize, device: &'a Device) -> Batches<'a> {

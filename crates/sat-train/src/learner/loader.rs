@@ -1,4 +1,9 @@
-use crate::{data::ImageSet, recipe::Recipe, train::TrainError};
+use crate::{
+    data::{DataError, ImageSet},
+    recipe::Recipe,
+    source::{self, TrainingData},
+    train::TrainError,
+};
 use burn::{
     data::{
         dataloader::{DataLoader, DataLoaderIterator, Progress},
@@ -33,29 +38,30 @@ pub struct Batch {
 ///
 /// [`iter`](DataLoader::iter) is one epoch, and each call the next one. The part that
 /// [`slice`](DataLoader::slice) gives to one of several devices is the same rows of every batch, so
-/// that all devices together see the batches of one.
+/// that all devices together see the batches of one. Broken photographs that are left out make an
+/// epoch shorter, as in `train`; the schedule then stops as many steps before its end.
 #[derive(Debug)]
-pub struct TrainingImages {
-    data: Arc<ImageSet>,
+pub struct TrainingImages<D = ImageSet> {
+    data: Arc<D>,
     recipe: Arc<Recipe>,
     device: Device,
     epoch: AtomicUsize,
     rows: Range<usize>,
 }
 
-impl TrainingImages {
+impl<D: TrainingData> TrainingImages<D> {
     /// All images, from the epoch of this number on, counted from 0.
     ///
     /// # Errors
     ///
     /// [`TrainError::Recipe`] or [`TrainError::TooFewSamples`].
     pub fn new(
-        data: impl Into<Arc<ImageSet>>,
+        data: D,
         recipe: impl Into<Arc<Recipe>>,
         epoch: usize,
         device: &Device,
     ) -> Result<Self, TrainError> {
-        let (data, recipe) = (data.into(), recipe.into());
+        let (data, recipe) = (Arc::new(data), recipe.into());
         recipe.validate()?;
         let (samples, batch_size) = (data.len(), recipe.batch_size);
         if samples < batch_size {
@@ -81,26 +87,29 @@ impl TrainingImages {
     }
 }
 
-impl DataLoader<Batch> for TrainingImages {
+impl<D: TrainingData + Send + Sync + 'static> DataLoader<Batch> for TrainingImages<D> {
     fn iter<'a>(&'a self) -> Box<dyn DataLoaderIterator<Batch> + 'a> {
         let epoch = self.epoch.fetch_add(1, Ordering::Relaxed);
-        let Recipe { batch_size, seed, augment, .. } = *self.recipe;
-        let order = self.data.shuffled(seed, epoch as u64);
-        let rows = self.rows.clone();
-        let steps = self.steps();
-        let batch = move |number: usize| {
-            let start = number * batch_size;
-            let indices = &order[start + rows.start..start + rows.end];
-            let (images, labels) =
-                self.data.batch_augmented(indices, augment, seed, epoch as u64, &self.device);
+        let (rows, batch_size, steps) = (&self.rows, self.recipe.batch_size, self.steps());
+        let batches: source::Batches<'a> = match rows.is_empty() {
+            // More devices than images in a batch leave some without.
+            true => Box::new(std::iter::empty()),
+            false => self.data.epoch(&self.recipe, epoch as u64, rows.clone(), &self.device),
+        };
+        let batches = batches.enumerate().map(move |(number, batch)| {
+            let (images, labels) = batch?;
             let step = epoch * steps + number;
             let first = (step * batch_size + rows.start) as u64;
-            Batch { images, labels, first, step, share: rows.len() as f64 / batch_size as f64 }
-        };
-        // More devices than images in a batch leave some without.
-        let steps = if self.rows.is_empty() { 0 } else { steps };
-        let ends = (1..=steps).map(|number| number * self.rows.len()).collect();
-        Box::new(Batches { batch: Box::new(batch), done: 0, ends })
+            Ok(Batch { images, labels, first, step, share: rows.len() as f64 / batch_size as f64 })
+        });
+        let samples = self.data.len();
+        let too_few = TrainError::TooFewSamples { samples, batch_size };
+        Box::new(Batches {
+            batches: Box::new(batches),
+            seen: 0,
+            items: self.num_items(),
+            none: (!rows.is_empty()).then_some(too_few),
+        })
     }
 
     fn num_items(&self) -> usize {
@@ -119,81 +128,82 @@ impl DataLoader<Batch> for TrainingImages {
 
 /// Images to validate on, in their order, all of them.
 #[derive(Debug)]
-pub struct ValidationImages {
-    data: Arc<ImageSet>,
+pub struct ValidationImages<D = ImageSet> {
+    data: Arc<D>,
     batch_size: usize,
     device: Device,
-    range: Range<usize>,
 }
 
-impl ValidationImages {
+impl<D: TrainingData> ValidationImages<D> {
     /// All images, so many at a time.
-    pub fn new(data: impl Into<Arc<ImageSet>>, batch_size: usize, device: &Device) -> Self {
-        let (data, device) = (data.into(), device.clone().without_autodiff());
-        let range = 0..data.len();
-        Self { data, batch_size: batch_size.max(1), device, range }
+    pub fn new(data: D, batch_size: usize, device: &Device) -> Self {
+        Self::of(Arc::new(data), batch_size.max(1), device)
     }
 
-    fn part(&self, range: Range<usize>, device: &Device) -> Arc<Self> {
-        let Self { data, batch_size, .. } = self;
-        let (data, device) = (data.clone(), device.clone().without_autodiff());
-        Arc::new(Self { data, batch_size: *batch_size, device, range })
+    fn of(data: Arc<D>, batch_size: usize, device: &Device) -> Self {
+        Self { data, batch_size, device: device.clone().without_autodiff() }
     }
 }
 
-impl DataLoader<Batch> for ValidationImages {
+impl<D: TrainingData + Send + Sync + 'static> DataLoader<Batch> for ValidationImages<D> {
     fn iter<'a>(&'a self) -> Box<dyn DataLoaderIterator<Batch> + 'a> {
-        let Range { start, end } = self.range;
-        let batch = move |number: usize| {
-            let first = start + number * self.batch_size;
-            let indices: Vec<usize> = (first..end.min(first + self.batch_size)).collect();
-            let (images, labels) = self.data.batch(&indices, &self.device);
-            Batch { images, labels, first: first as u64, step: number, share: 1.0 }
-        };
-        let count = self.num_items().div_ceil(self.batch_size);
-        let ends = (1..=count).map(|n| self.num_items().min(n * self.batch_size)).collect();
-        Box::new(Batches { batch: Box::new(batch), done: 0, ends })
+        let batches = self.data.in_order(self.batch_size, &self.device);
+        let batches = batches.enumerate().map(|(step, batch)| {
+            let (images, labels) = batch?;
+            let first = (step * self.batch_size) as u64;
+            Ok(Batch { images, labels, first, step, share: 1.0 })
+        });
+        Box::new(Batches {
+            batches: Box::new(batches),
+            seen: 0,
+            items: self.num_items(),
+            none: None,
+        })
     }
 
     fn num_items(&self) -> usize {
-        self.range.len()
+        self.data.len()
     }
 
     fn to_device(&self, device: &Device) -> Arc<dyn DataLoader<Batch>> {
-        self.part(self.range.clone(), device)
+        Arc::new(Self::of(self.data.clone(), self.batch_size, device))
     }
 
     fn slice(&self, start: usize, end: usize) -> Arc<dyn DataLoader<Batch>> {
-        let item = |item: usize| (self.range.start + item).min(self.range.end);
-        self.part(item(start)..item(end), &self.device)
+        let indices: Vec<usize> = (start..end.min(self.data.len())).collect();
+        let part = Arc::new(self.data.subset(&indices));
+        Arc::new(Self::of(part, self.batch_size, &self.device))
     }
 }
 
 /// Batch after batch.
 struct Batches<'a> {
-    batch: Box<dyn Fn(usize) -> Batch + 'a>,
-    done: usize,
-    /// Images seen after each batch.
-    ends: Vec<usize>,
+    batches: Box<dyn Iterator<Item = Result<Batch, DataError>> + 'a>,
+    /// Images that came.
+    seen: usize,
+    /// Images that come if none of them is broken.
+    items: usize,
+    /// What is wrong if none comes.
+    none: Option<TrainError>,
 }
 
 impl Iterator for Batches<'_> {
     type Item = Result<Batch, DatasetError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        (self.done < self.ends.len()).then(|| {
-            self.done += 1;
-            Ok((self.batch)(self.done - 1))
-        })
+        match self.batches.next() {
+            Some(batch) => {
+                self.none = None;
+                self.seen += batch.as_ref().map_or(0, |batch| batch.labels.len());
+                Some(batch.map_err(DatasetError::new))
+            }
+            None => self.none.take().map(|error| Err(DatasetError::new(error))),
+        }
     }
 }
 
 impl DataLoaderIterator<Batch> for Batches<'_> {
     fn progress(&self) -> Progress {
-        let seen = |batches: usize| match batches {
-            0 => 0,
-            _ => self.ends[batches - 1],
-        };
-        Progress::new(seen(self.done), seen(self.ends.len()), Some("images".to_owned()))
+        Progress::new(self.seen, self.items, Some("images".to_owned()))
     }
 }
