@@ -177,10 +177,10 @@ fn table(rows: &[RowReport<'_>], scale: &Scale) -> Result<String, std::fmt::Erro
     let mut text = String::new();
     writeln!(
         text,
-        "| row | seeds | M MACs | clean | PGD-{} | beside the first row | that is | AutoAttack | FGSM - PGD-10, held out | training s |",
+        "| row | seeds | M MACs | clean | PGD-{} | beside the first row | that is | AutoAttack | FGSM - PGD-10, held out |",
         scale.pgd_steps
     )?;
-    writeln!(text, "|---|--:|--:|--:|--:|--:|---|--:|--:|--:|")?;
+    writeln!(text, "|---|--:|--:|--:|--:|--:|---|--:|--:|")?;
     for row in rows {
         let (distance, verdict) = match row.robust_difference {
             None => (String::new(), ""),
@@ -201,13 +201,12 @@ fn table(rows: &[RowReport<'_>], scale: &Scale) -> Result<String, std::fmt::Erro
         let worst = row.autoattack.map(|spread| spread.percent()).unwrap_or_default();
         writeln!(
             text,
-            "| {} | {} | {:.1} | {} | {} | {distance} | {verdict} | {worst} | {gap}{watch} | {:.0} |",
+            "| {} | {} | {:.1} | {} | {} | {distance} | {verdict} | {worst} | {gap}{watch} |",
             row.row,
             row.seed_count,
             row.macs as f64 / 1e6,
             row.clean.percent(),
-            row.robust.percent(),
-            row.train_seconds
+            row.robust.percent()
         )?;
     }
     Ok(text)
