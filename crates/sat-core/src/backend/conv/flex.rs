@@ -5,6 +5,7 @@ mod planes;
 mod simd;
 mod tile;
 mod weights;
+mod winograd;
 
 use super::{ConvBackend, composed};
 use burn::{
@@ -324,9 +325,12 @@ mod tests {
 
     fn assert_close(got: &[f32], want: &[f64], sizes: &[f64], what: &str) {
         assert_eq!(got.len(), want.len(), "{what}");
+        let largest = sizes.iter().copied().fold(0.0, f64::max);
         for (i, ((got, want), size)) in got.iter().zip(want).zip(sizes).enumerate() {
-            // `size` is the sum of the absolute products: rounding grows with it.
-            let close = (f64::from(*got) - want).abs() <= 5e-6 * (1.0 + size);
+            // `size` is the sum of the absolute products: rounding grows with it, and where tiles are
+            // computed as a whole, with that of the neighbours.
+            let bound = (5e-6 * (1.0 + size)).max(1e-6 * largest);
+            let close = (f64::from(*got) - want).abs() <= bound;
             assert!(close, "{what}: element {i} is {got}, not {want}");
         }
     }
@@ -378,6 +382,17 @@ mod tests {
             let options = options(stride, [(top, bottom), (left, right)], groups);
             let x = [images, inputs * groups, size[0], size[1]];
             check(x, [outputs * groups, inputs, kernel[0], kernel[1]], &options);
+        }
+
+        #[test]
+        fn kernels_of_three_by_three(
+            images in 1usize..6, (inputs, outputs) in (16usize..70, 16usize..70),
+            size in prop::array::uniform2(2usize..14),
+            padding in prop::array::uniform4(0usize..4),
+        ) {
+            let [top, bottom, left, right] = padding;
+            let options = options([1, 1], [(top, bottom), (left, right)], 1);
+            check([images, inputs, size[0], size[1]], [outputs, inputs, 3, 3], &options);
         }
 
         #[test]

@@ -8,6 +8,7 @@
 
 use super::planes;
 use super::tile::{InstructionSet, Product, Scattered, Start, Tile, Transposition};
+use super::winograd::Winograd;
 use rayon::prelude::*;
 
 /// One position of the kernel: where it reads, relative to the stride times the output's position, and
@@ -131,6 +132,12 @@ pub(super) unsafe fn run(correlations: &[Correlation<'_>], out: Output) {
     if first.inputs == 1 && first.outputs == 1 {
         // SAFETY: as the caller promised.
         return unsafe { planes::run(correlations, out) };
+    }
+    if let [c] = correlations
+        && let Some(winograd) = Winograd::new(c)
+    {
+        // SAFETY: as the caller promised.
+        return unsafe { winograd.run(out) };
     }
     let [height, width] = largest_grid(correlations);
     if first.images * first.groups * first.outputs * height * width == 0 {
