@@ -11,6 +11,7 @@
 use super::correlate::Tap;
 use super::planes::{Flat, SLACK, take_every};
 use super::tile::{InstructionSet, Product, Scattered, Start, Transposition};
+use super::winograd;
 use rayon::prelude::*;
 
 /// `dw[g, m, c, kh, kw] = sum over images and i and j of grad[n, g, m, i, j]
@@ -54,6 +55,9 @@ impl WeightGradient<'_> {
         if self.kernel == [1, 1] && self.padding == [0, 0] && self.stride != [1, 1] {
             let (x, size, stride) = (&self.met()[..], self.grid, [1, 1]);
             return WeightGradient { x, size, stride, ..*self }.compute();
+        }
+        if let Some(gradient) = winograd::gradient(self) {
+            return gradient;
         }
         if self.outputs >= 8 && self.inputs * self.kernel[1] >= 8 {
             self.by_products()

@@ -1,18 +1,20 @@
-//! Correlation with kernels of three by three by Winograd's minimal filtering, F(4x4, 3x3) (Lavin and
+//! Kernels of three by three by Winograd's minimal filtering, F(4x4, 3x3) (Lavin and
 //! Gray, arXiv 1509.09308): a quarter of the multiplications.
 //!
 //! Outputs are cut into tiles of four by four. Each needs six by six inputs, which a fixed transform
 //! takes to 36 numbers; so does another with the kernel. There they meet one by one, so that over all
 //! channels it is 36 matrix products, tiles by inputs by outputs, and a third transform makes the
-//! outputs. Channels lie side by side throughout. A task's numbers stay in the second-level cache
-//! between the three.
+//! outputs. The input's gradient is such a correlation too; that of the kernel
+//! ([`weights`]) is the same backwards. Channels lie side by side throughout.
 
 mod kernels;
+mod weights;
 
 use super::correlate::{Correlation, Output};
-use super::tile::Transposition;
-use kernels::{Rows, Transform};
+use super::tile::{InstructionSet, Transposition};
+use kernels::{OneWay, Rows, Transform};
 use rayon::prelude::*;
+pub(super) use weights::gradient;
 
 /// Outputs of a tile along an axis.
 const TILE: usize = 4;
@@ -61,6 +63,107 @@ struct Buffers {
     y: Vec<f32>,
 }
 
+/// Images whose tiles are transformed: the inputs, or a gradient of the outputs.
+#[derive(Clone, Copy)]
+struct Side<'a> {
+    set: InstructionSet,
+    x: &'a [f32],
+    channels: usize,
+    /// Height and width.
+    size: [usize; 2],
+    /// The position of a tile's first pixel relative to its first output.
+    first: [isize; 2],
+    /// Numbers of a pixel: the channels, as whole vectors.
+    pixel: usize,
+    /// Tiles side by side.
+    across: usize,
+}
+
+/// Where the numbers of tiles go.
+#[derive(Clone, Copy)]
+struct Points {
+    to: Output,
+    /// Distance of consecutive tiles.
+    tile: usize,
+    /// Distance of consecutive points.
+    point: usize,
+}
+
+impl Side<'_> {
+    /// Takes tiles of N by N pixels to their numbers at all points, in the order of images, rows and
+    /// columns.
+    ///
+    /// # Safety
+    ///
+    /// There must be places for all tiles, and nobody else may write to them.
+    unsafe fn take<W: OneWay<N, SPAN>, const N: usize>(
+        &self,
+        part: Part,
+        x: &mut Vec<f32>,
+        points: Points,
+    ) {
+        let [height, width] = self.size;
+        let plane = height * width;
+        let [first_row, end_row] =
+            [(part.tiles[0], 0), (part.tiles[1], N - TILE)].map(|(tile, beyond)| {
+                let row = (tile * TILE + beyond) as isize + self.first[0];
+                row.clamp(0, height as isize) as usize
+            });
+        let pixels = (end_row - first_row) * width;
+        let images = part.images[1] - part.images[0];
+        let x = aligned(x, (1 + images * pixels) * self.pixel);
+        x[..self.pixel].fill(0.0);
+        if pixels > 0 {
+            for (i, image) in (part.images[0]..part.images[1]).enumerate() {
+                let from = image * self.channels * plane + first_row * width;
+                let transposition = Transposition {
+                    from: self.x[from..from + (self.channels - 1) * plane + pixels].as_ptr(),
+                    from_row: plane,
+                    rows: self.channels,
+                    columns: pixels,
+                    to: x[(1 + i * pixels) * self.pixel..][..pixels * self.pixel].as_mut_ptr(),
+                    to_row: self.pixel,
+                };
+                // SAFETY: each plane has these rows, the buffer room for all channels of each pixel.
+                unsafe { self.set.transpose(transposition) };
+            }
+        }
+        let into: [u32; POINTS] = core::array::from_fn(|i| (i * points.point) as u32);
+        let mut tile = 0;
+        for image in 0..images {
+            for row in part.tiles[0]..part.tiles[1] {
+                for column in 0..self.across {
+                    let mut at = [0; POINTS];
+                    for (i, at) in at.chunks_exact_mut(N).take(N).enumerate() {
+                        let row = (row * TILE + i).wrapping_add_signed(self.first[0]);
+                        if row >= height {
+                            continue;
+                        }
+                        let start = 1 + image * pixels + (row - first_row) * width;
+                        for (j, at) in at.iter_mut().enumerate() {
+                            let column = (column * TILE + j).wrapping_add_signed(self.first[1]);
+                            if column < width {
+                                *at = ((start + column) * self.pixel) as u32;
+                            }
+                        }
+                    }
+                    // SAFETY: `at` are pixels of the buffer; places as the caller promised.
+                    unsafe {
+                        self.set.both_ways::<W, N, SPAN>(Transform {
+                            from: x.as_ptr(),
+                            at: &at,
+                            to: points.to.at(tile * points.tile),
+                            into: &into,
+                            len: self.pixel,
+                        });
+                    }
+                    tile += 1;
+                }
+            }
+        }
+    }
+}
+
 impl<'a> Winograd<'a> {
     /// Nothing where the kernel is another one, or the direct way faster.
     pub(super) fn new(c: &'a Correlation<'a>) -> Option<Self> {
@@ -76,7 +179,7 @@ impl<'a> Winograd<'a> {
         }
         let whole = c.taps.len() == 9 && weights.iter().all(Option::is_some);
         let plain = c.groups == 1 && c.stride == [1, 1] && c.place.column == 1;
-        if !whole || !plain || !pays(c) {
+        if !whole || !plain || !pays([c.inputs, c.outputs], c.grid) {
             return None;
         }
         let lanes = c.set.lanes();
@@ -163,7 +266,10 @@ impl<'a> Winograd<'a> {
         let output_point = tiles * self.width + GAP;
         let inputs = aligned(&mut buffers.inputs, POINTS * input_point);
         let outputs = aligned(&mut buffers.outputs, POINTS * output_point);
-        self.take_inputs(part, &mut buffers.x, inputs, input_point);
+        let points =
+            Points { to: Output(inputs.as_mut_ptr()), tile: self.pixel, point: input_point };
+        // SAFETY: the inputs have room for all tiles at all points.
+        unsafe { self.inputs().take::<kernels::Input, SPAN>(part, &mut buffers.x, points) };
         let kernel_point = c.inputs * self.width + GAP;
         for (block, kernel) in kernel.chunks_exact(POINTS * kernel_point).enumerate() {
             for point in 0..POINTS {
@@ -188,74 +294,16 @@ impl<'a> Winograd<'a> {
         }
     }
 
+    fn inputs(&self) -> Side<'_> {
+        let Correlation { set, x, size, grid, inputs, .. } = *self.c;
+        let across = grid[1].div_ceil(TILE);
+        Side { set, x, channels: inputs, size, first: self.first, pixel: self.pixel, across }
+    }
+
     /// How many of the tiles that are left the next product takes.
     fn rows(&self, left: usize) -> usize {
         let mut sizes = self.c.set.rows().iter();
         sizes.find(|size| **size <= left).copied().unwrap_or(1)
-    }
-
-    /// The inputs of all tiles at all points.
-    fn take_inputs(&self, part: Part, x: &mut Vec<f32>, to: &mut [f32], point: usize) {
-        let c = self.c;
-        let [height, width] = c.size;
-        let plane = height * width;
-        let within = |row: isize, size: usize| row.clamp(0, size as isize) as usize;
-        let top = (part.tiles[0] * TILE) as isize + self.first[0];
-        let bottom = (part.tiles[1] * TILE) as isize + self.first[0] + 2;
-        let (first_row, end_row) = (within(top, height), within(bottom, height));
-        let pixels = (end_row - first_row) * width;
-        let images = part.images[1] - part.images[0];
-        let x = aligned(x, (1 + images * pixels) * self.pixel);
-        x[..self.pixel].fill(0.0);
-        if pixels > 0 {
-            for (i, image) in (part.images[0]..part.images[1]).enumerate() {
-                let from = image * c.inputs * plane + first_row * width;
-                let transposition = Transposition {
-                    from: c.x[from..from + (c.inputs - 1) * plane + pixels].as_ptr(),
-                    from_row: plane,
-                    rows: c.inputs,
-                    columns: pixels,
-                    to: x[(1 + i * pixels) * self.pixel..][..pixels * self.pixel].as_mut_ptr(),
-                    to_row: self.pixel,
-                };
-                // SAFETY: x has these rows in each plane, the buffer room for all channels of each pixel.
-                unsafe { c.set.transpose(transposition) };
-            }
-        }
-        let into: [u32; POINTS] = core::array::from_fn(|i| (i * point) as u32);
-        let mut tile = 0;
-        for image in 0..images {
-            for row in part.tiles[0]..part.tiles[1] {
-                let rows: [Option<usize>; SPAN] = core::array::from_fn(|i| {
-                    let row = (row * TILE + i) as isize + self.first[0];
-                    (0..height as isize)
-                        .contains(&row)
-                        .then(|| 1 + image * pixels + (row as usize - first_row) * width)
-                });
-                for column in 0..c.grid[1].div_ceil(TILE) {
-                    let columns: [usize; SPAN] = core::array::from_fn(|j| {
-                        ((column * TILE + j) as isize + self.first[1]) as usize
-                    });
-                    let at: [u32; POINTS] =
-                        core::array::from_fn(|i| match (rows[i / SPAN], columns[i % SPAN]) {
-                            (Some(row), column) if column < width => {
-                                ((row + column) * self.pixel) as u32
-                            }
-                            _ => 0,
-                        });
-                    let transform = Transform {
-                        from: x.as_ptr(),
-                        at: &at,
-                        to: to[tile * self.pixel..].as_mut_ptr(),
-                        into: &into,
-                        len: self.pixel,
-                    };
-                    // SAFETY: `at` are pixels of the buffer, and each point has one for every tile.
-                    unsafe { c.set.both_ways::<kernels::Input, SPAN, SPAN>(transform) };
-                    tile += 1;
-                }
-            }
-        }
     }
 
     /// A block of outputs from their values at all points.
@@ -324,12 +372,11 @@ impl<'a> Winograd<'a> {
 
 /// Whether the method is faster than the direct way. The shape of one image decides, so that an
 /// image's outputs do not depend on how many others there are.
-fn pays(c: &Correlation<'_>) -> bool {
-    let [height, width] = c.grid;
-    let [down, across] = c.grid.map(|size| size.div_ceil(TILE));
+fn pays(channels: [usize; 2], [height, width]: [usize; 2]) -> bool {
+    let [down, across] = [height, width].map(|size| size.div_ceil(TILE));
     // At most two thirds of the multiplications, where tiles reach over the edge.
     let fewer = 3 * down * across * POINTS <= 2 * 9 * height * width;
-    c.inputs >= CHANNELS && c.outputs >= CHANNELS && fewer && across <= 8 * TILES
+    channels.iter().all(|channels| *channels >= CHANNELS) && fewer && across <= 8 * TILES
 }
 
 /// So many numbers of a buffer, from a place where lines of the cache begin.
@@ -343,11 +390,10 @@ fn aligned(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
 #[cfg(test)]
 mod tests {
     use super::super::correlate::{Place, Tap};
-    use super::super::tile::InstructionSet;
     use super::*;
 
-    /// Of the noise of a fixed generator, roughly normal.
-    fn noise(n: usize, mut seed: u64) -> Vec<f32> {
+    /// From a fixed generator, roughly normal.
+    pub(super) fn noise(n: usize, mut seed: u64) -> Vec<f32> {
         let mut uniform = || {
             seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             (seed >> 40) as f32 / (1u64 << 24) as f32 - 0.5

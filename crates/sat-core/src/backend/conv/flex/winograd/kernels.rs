@@ -11,6 +11,10 @@ const A: f32 = 0.625;
 const B: f32 = 1.5;
 const A2: f32 = A * A;
 const B2: f32 = B * B;
+/// One over the products of the distances between a point and the others.
+const AT_0: f32 = 1.0 / (A2 * B2);
+const AT_A: f32 = 1.0 / (2.0 * A2 * (A2 - B2));
+const AT_B: f32 = 1.0 / (2.0 * B2 * (B2 - A2));
 
 /// A linear map of N vectors to M.
 pub(super) trait OneWay<const N: usize, const M: usize> {
@@ -26,6 +30,10 @@ pub(super) struct Input;
 pub(super) struct Kernel;
 /// Values of the product at the points to four outputs.
 pub(super) struct Output;
+/// The transpose of [`Output`]: the gradient of four outputs to that of the products.
+pub(super) struct Gradient;
+/// The transpose of [`Kernel`]: the gradient of the kernel's values to that of its weights.
+pub(super) struct KernelGradient;
 
 impl OneWay<6, 6> for Input {
     #[inline(always)]
@@ -53,9 +61,6 @@ impl OneWay<6, 6> for Input {
 impl OneWay<3, 6> for Kernel {
     #[inline(always)]
     unsafe fn apply<V: Vector>([g0, g1, g2]: [V; 3]) -> [V; 6] {
-        const AT_0: f32 = 1.0 / (A2 * B2);
-        const AT_A: f32 = 1.0 / (2.0 * A2 * (A2 - B2));
-        const AT_B: f32 = 1.0 / (2.0 * B2 * (B2 - A2));
         unsafe {
             let zero = V::zero();
             let even = |scale: f32, square: f32| {
@@ -89,6 +94,47 @@ impl OneWay<6, 4> for Output {
                 of(zero, A, odd_a, B, odd_b),
                 of(zero, A2, sum_a, B2, sum_b),
                 of(m5, A2 * A, odd_a, B2 * B, odd_b),
+            ]
+        }
+    }
+}
+
+impl OneWay<4, 6> for Gradient {
+    #[inline(always)]
+    unsafe fn apply<V: Vector>([y0, y1, y2, y3]: [V; 4]) -> [V; 6] {
+        unsafe {
+            let [a, b] = [A, B].map(|x| V::splat(x));
+            let [minus_a, minus_b] = [-A, -B].map(|x| V::splat(x));
+            let [a2, b2] = [A2, B2].map(|x| V::splat(x));
+            let (even_a, odd_a) = (y0.add_product(a2, y2), y1.add_product(a2, y3));
+            let (even_b, odd_b) = (y0.add_product(b2, y2), y1.add_product(b2, y3));
+            [
+                y0,
+                even_a.add_product(a, odd_a),
+                even_a.add_product(minus_a, odd_a),
+                even_b.add_product(b, odd_b),
+                even_b.add_product(minus_b, odd_b),
+                y3,
+            ]
+        }
+    }
+}
+
+impl OneWay<6, 3> for KernelGradient {
+    #[inline(always)]
+    unsafe fn apply<V: Vector>([u0, u1, u2, u3, u4, u5]: [V; 6]) -> [V; 3] {
+        unsafe {
+            let (one, minus_one) = (V::splat(1.0), V::splat(-1.0));
+            let (sum_a, sum_b) = (u1.add_product(one, u2), u3.add_product(one, u4));
+            let (odd_a, odd_b) = (u1.add_product(minus_one, u2), u3.add_product(minus_one, u4));
+            let of = |start: V, a: f32, of_a: V, b: f32, of_b: V| {
+                start.add_product(V::splat(a), of_a).add_product(V::splat(b), of_b)
+            };
+            let at_0 = V::zero().add_product(V::splat(AT_0), u0);
+            [
+                of(at_0, AT_A, sum_a, AT_B, sum_b),
+                of(V::zero(), AT_A * A, odd_a, AT_B * B, odd_b),
+                of(u5, AT_A * A2, sum_a, AT_B * B2, sum_b),
             ]
         }
     }
