@@ -2,6 +2,7 @@
 
 mod correlate;
 mod planes;
+mod pointwise;
 mod simd;
 mod tile;
 mod weights;
@@ -396,6 +397,16 @@ mod tests {
         }
 
         #[test]
+        fn kernels_of_one_position(
+            images in 1usize..4, groups in 1usize..3, (inputs, outputs) in (1usize..50, 1usize..50),
+            size in prop::array::uniform2(1usize..20),
+        ) {
+            let options = options([1, 1], [(0, 0); 2], groups);
+            let x = [images, inputs * groups, size[0], size[1]];
+            check(x, [outputs * groups, inputs, 1, 1], &options);
+        }
+
+        #[test]
         fn depthwise(
             images in 1usize..4, channels in 1usize..20, multiplier in 1usize..3,
             size in prop::array::uniform2(1usize..40), kernel in 1usize..8,
@@ -418,6 +429,8 @@ mod tests {
             ([9, 130, 4, 4], [70, 130, 3, 3], 1, 1),
             ([2, 3, 61, 61], [24, 3, 7, 7], 2, 3),
             ([2, 40, 56, 56], [9, 40, 1, 1], 1, 0),
+            // Several panels of pixels.
+            ([1, 300, 17, 19], [20, 300, 1, 1], 1, 0),
             ([1, 48, 7, 7], [100, 48, 3, 3], 1, 1),
             ([1, 300, 1, 1], [20, 300, 1, 1], 1, 0),
             // Empty images, all padding.
