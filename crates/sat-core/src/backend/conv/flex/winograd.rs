@@ -12,6 +12,7 @@ mod weights;
 
 use super::correlate::{Correlation, Output};
 use super::tile::{InstructionSet, Transposition};
+use core::ops::RangeInclusive;
 use kernels::{OneWay, Rows, Transform};
 use rayon::prelude::*;
 pub(super) use weights::gradient;
@@ -23,8 +24,8 @@ const SPAN: usize = 6;
 const POINTS: usize = SPAN * SPAN;
 /// Tiles that a task takes together, so that the kernel's numbers are read for many.
 const TILES: usize = 32;
-/// Channels that the transforms need to be worth it.
-const CHANNELS: usize = 16;
+/// Channels that the transforms need to be worth it, and the most for which places fit into 32 bits.
+const CHANNELS: RangeInclusive<usize> = 16..=8192;
 /// Numbers between the blocks of the points, which would share few places in the cache otherwise.
 const GAP: usize = 16;
 
@@ -35,9 +36,9 @@ pub(super) struct Winograd<'a> {
     weights: [usize; 9],
     /// The position of the first input relative to the output.
     first: [isize; 2],
-    /// Rows and vectors of the products.
-    tile: [usize; 2],
-    /// Output channels that are computed together.
+    /// Vectors of output channels that are computed together.
+    vectors: usize,
+    /// The channels of so many vectors.
     width: usize,
     /// Numbers of a pixel: the input channels, as whole vectors.
     pixel: usize,
@@ -178,7 +179,8 @@ impl<'a> Winograd<'a> {
             }
         }
         let whole = c.taps.len() == 9 && weights.iter().all(Option::is_some);
-        let plain = c.groups == 1 && c.stride == [1, 1] && c.place.column == 1;
+        let dense = c.place.column == 1 && c.place.row == c.grid[1];
+        let plain = c.groups == 1 && c.stride == [1, 1] && dense;
         if !whole || !plain || !pays([c.inputs, c.outputs], c.grid) {
             return None;
         }
@@ -189,7 +191,7 @@ impl<'a> Winograd<'a> {
             c,
             weights: weights.map(Option::unwrap_or_default),
             first,
-            tile: [c.set.rows()[0], vectors],
+            vectors,
             width: vectors * lanes,
             pixel: c.inputs.next_multiple_of(lanes),
         })
@@ -285,7 +287,7 @@ impl<'a> Winograd<'a> {
                     };
                     // SAFETY: the inputs have a pixel for every tile, the kernel a row of vectors for
                     // every input, the outputs one for every tile.
-                    unsafe { c.set.product(rows, self.tile[1])(product) };
+                    unsafe { c.set.product(rows, self.vectors)(product) };
                     tile += rows;
                 }
             }
@@ -376,7 +378,7 @@ fn pays(channels: [usize; 2], [height, width]: [usize; 2]) -> bool {
     let [down, across] = [height, width].map(|size| size.div_ceil(TILE));
     // At most two thirds of the multiplications, where tiles reach over the edge.
     let fewer = 3 * down * across * POINTS <= 2 * 9 * height * width;
-    channels.iter().all(|channels| *channels >= CHANNELS) && fewer && across <= 8 * TILES
+    channels.iter().all(|channels| CHANNELS.contains(channels)) && fewer && across <= 8 * TILES
 }
 
 /// So many numbers of a buffer, from a place where lines of the cache begin.

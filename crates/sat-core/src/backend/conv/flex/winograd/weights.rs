@@ -1,6 +1,6 @@
-//! The gradient for the weights: the transposed transform of the outputs' gradient meets the inputs' numbers
-//! at each point, a matrix product whose inner dimension goes over the tiles, and the transposed transform
-//! of the kernel makes weights of the sums.
+//! The gradient for the weights: the transposed transform of the outputs' gradient meets the inputs'
+//! numbers at each point, a matrix product whose inner dimension goes over the tiles, and the
+//! transposed transform of the kernel makes weights of the sums.
 //!
 //! Tiles are taken in rounds that stay in the cache, in an order that the shape decides; the points and
 //! inputs are shared among threads. So sums do not depend on the number of threads.
