@@ -86,6 +86,13 @@ impl Conv2dConfig {
 /// where the weight has one; what only the other would need is not kept. So attacks on a `valid()`
 /// model keep no inputs of convolutions. The results do not depend on the number of threads.
 ///
+/// There, kernels of three by three with stride 1 and 16 channels or more on both sides go by Winograd's
+/// method, F(4x4, 3x3) ([Lavin and Gray, arXiv 1509.09308](https://arxiv.org/abs/1509.09308)), with a
+/// quarter of the multiplications. On noise and with up to 512 channels its errors are below 5e-6 of the
+/// largest output, 1.4 to 3 times those of the direct sum; those of the weight's gradient are below 3e-6,
+/// 2 to 11 times. An infinite or NaN input spreads to all outputs of the tiles of four by four that
+/// meet it.
+///
 /// Padding counts as zeros that are multiplied: a weight that is infinite or NaN gives NaN there, as
 /// in Burn and PyTorch.
 #[derive(Module, Debug)]

@@ -242,7 +242,7 @@ fn scale_by_slope<E: Stored, F: Formula>(
         });
     };
     rewrite::<E>(grad, grad_start, scale, |at, grad, out: &mut [MaybeUninit<E>]| {
-        scale(at, out.write_copy_of_slice(grad));
+        E::write_scaled::<F>(&x[at..at + out.len()], grad, out, parameters);
     })
 }
 
@@ -324,6 +324,13 @@ pub(super) trait Stored: Element + bytemuck::Pod + Send + Sync {
     fn with_work(elements: &mut [Self], f: impl FnOnce(&mut [Self::Work]));
     /// Writes f(x) to every element of `out`, which is as long as x.
     fn write_values<F: Formula>(x: &[Self], out: &mut [MaybeUninit<Self>], parameters: [f64; 2]);
+    /// Writes grad * f'(x) to every element of `out`, which is as long as both.
+    fn write_scaled<F: Formula>(
+        x: &[Self],
+        grad: &[Self],
+        out: &mut [MaybeUninit<Self>],
+        parameters: [f64; 2],
+    );
 }
 
 macro_rules! stored_as_is {
@@ -342,6 +349,14 @@ macro_rules! stored_as_is {
                 parameters: [f64; 2],
             ) {
                 Self::write_values_of::<F>(x, out, parameters);
+            }
+            fn write_scaled<F: Formula>(
+                x: &[Self],
+                grad: &[Self],
+                out: &mut [MaybeUninit<Self>],
+                parameters: [f64; 2],
+            ) {
+                Self::write_scaled_by_slope::<F>(x, grad, out, parameters);
             }
         }
     };
@@ -374,6 +389,17 @@ macro_rules! stored_in_half {
                 let out = out.write_copy_of_slice(x);
                 Self::with_work(out, |work| f32::values::<F>(work, parameters));
             }
+            fn write_scaled<F: Formula>(
+                x: &[Self],
+                grad: &[Self],
+                out: &mut [MaybeUninit<Self>],
+                parameters: [f64; 2],
+            ) {
+                let out = out.write_copy_of_slice(grad);
+                Self::with_read(x, |x| {
+                    Self::with_work(out, |work| f32::scale_by_slope::<F>(x, work, parameters));
+                });
+            }
         }
     };
 }
@@ -388,6 +414,13 @@ pub(super) trait Work: Number {
     fn write_values_of<F: Formula>(x: &[Self], out: &mut [MaybeUninit<Self>], parameters: [f64; 2]);
     /// grad = grad * f'(x)
     fn scale_by_slope<F: Formula>(x: &[Self], grad: &mut [Self], parameters: [f64; 2]);
+    /// out = grad * f'(x)
+    fn write_scaled_by_slope<F: Formula>(
+        x: &[Self],
+        grad: &[Self],
+        out: &mut [MaybeUninit<Self>],
+        parameters: [f64; 2],
+    );
     /// The sums of grad * df/da and grad * df/db.
     fn parameter_sums<F: Formula>(x: &[Self], grad: &[Self], parameters: [f64; 2]) -> [f64; 2];
 }
@@ -405,6 +438,16 @@ impl Work for f64 {
     }
     fn scale_by_slope<F: Formula>(x: &[Self], grad: &mut [Self], parameters: [f64; 2]) {
         x.iter().zip(grad).for_each(|(x, grad)| *grad *= F::slope(*x, parameters));
+    }
+    fn write_scaled_by_slope<F: Formula>(
+        x: &[Self],
+        grad: &[Self],
+        out: &mut [MaybeUninit<Self>],
+        parameters: [f64; 2],
+    ) {
+        for ((x, grad), out) in x.iter().zip(grad).zip(out) {
+            out.write(grad * F::slope(*x, parameters));
+        }
     }
     fn parameter_sums<F: Formula>(x: &[Self], grad: &[Self], parameters: [f64; 2]) -> [f64; 2] {
         x.iter().zip(grad).fold([0.0; 2], |sums, (x, grad)| {
@@ -447,6 +490,19 @@ mod loops {
         let parameters = parameters.map(Lane::<FMA>::lit);
         for (x, grad) in x.iter().zip(grad) {
             *grad *= F::slope(Lane(*x), parameters).0;
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn write_scaled_by_slope<F: Formula, const FMA: bool>(
+        x: &[f32],
+        grad: &[f32],
+        out: &mut [MaybeUninit<f32>],
+        parameters: [f64; 2],
+    ) {
+        let parameters = parameters.map(Lane::<FMA>::lit);
+        for ((x, grad), out) in x.iter().zip(grad).zip(out) {
+            out.write(grad * F::slope(Lane(*x), parameters).0);
         }
     }
 
@@ -526,6 +582,12 @@ impl Work for f32 {
         values<F: Formula>(x: &mut [f32], parameters: [f64; 2]);
         write_values_of<F: Formula>(x: &[f32], out: &mut [MaybeUninit<f32>], parameters: [f64; 2]);
         scale_by_slope<F: Formula>(x: &[f32], grad: &mut [f32], parameters: [f64; 2]);
+        write_scaled_by_slope<F: Formula>(
+            x: &[f32],
+            grad: &[f32],
+            out: &mut [MaybeUninit<f32>],
+            parameters: [f64; 2],
+        );
         parameter_sums<F: Formula>(x: &[f32], grad: &[f32], parameters: [f64; 2]) -> [f64; 2];
     }
 }

@@ -6,8 +6,9 @@
 //! taps, without the copies that im2col makes. The lanes hold pixels where rows fill them, and output
 //! channels where rows are short.
 
-use super::planes;
 use super::tile::{InstructionSet, Product, Scattered, Start, Tile, Transposition};
+use super::winograd::Winograd;
+use super::{planes, pointwise};
 use rayon::prelude::*;
 
 /// One position of the kernel: where it reads, relative to the stride times the output's position, and
@@ -112,12 +113,12 @@ const STRIP: usize = 64 * 1024;
 const WEIGHTS: usize = 8 * 1024;
 
 /// Output channels that are computed together.
-struct Block {
-    first: usize,
-    count: usize,
-    width: usize,
+pub(super) struct Block {
+    pub(super) first: usize,
+    pub(super) count: usize,
+    pub(super) width: usize,
     /// Where its weights begin, for each step `width` of them.
-    packed: usize,
+    pub(super) packed: usize,
 }
 
 /// Correlations of the same x and the same channels, each to its own places. They run side by side, so that
@@ -131,6 +132,18 @@ pub(super) unsafe fn run(correlations: &[Correlation<'_>], out: Output) {
     if first.inputs == 1 && first.outputs == 1 {
         // SAFETY: as the caller promised.
         return unsafe { planes::run(correlations, out) };
+    }
+    if let [c] = correlations
+        && pointwise::fits(c)
+    {
+        // SAFETY: as the caller promised.
+        return unsafe { pointwise::run(c, out) };
+    }
+    if let [c] = correlations
+        && let Some(winograd) = Winograd::new(c)
+    {
+        // SAFETY: as the caller promised.
+        return unsafe { winograd.run(out) };
     }
     let [height, width] = largest_grid(correlations);
     if first.images * first.groups * first.outputs * height * width == 0 {
@@ -243,7 +256,7 @@ impl Correlation<'_> {
         filled(self.grid[1]) >= 0.8 * filled(self.outputs)
     }
 
-    fn blocks(&self, by_pixels: bool) -> Vec<Block> {
+    pub(super) fn blocks(&self, by_pixels: bool) -> Vec<Block> {
         let mut blocks = Vec::new();
         let mut packed = 0;
         let mut add = |first, count, width| {
@@ -286,7 +299,7 @@ impl Correlation<'_> {
     }
 
     /// For each group and block, the weights of each step side by side.
-    fn pack(&self, blocks: &[Block]) -> Vec<f32> {
+    pub(super) fn pack(&self, blocks: &[Block]) -> Vec<f32> {
         let steps = self.inputs * self.taps.len();
         let of_group: usize = blocks.iter().map(|block| block.width * steps).sum();
         let mut packed = vec![0.0; of_group * self.groups];

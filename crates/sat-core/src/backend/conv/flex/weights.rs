@@ -11,6 +11,7 @@
 use super::correlate::Tap;
 use super::planes::{Flat, SLACK, take_every};
 use super::tile::{InstructionSet, Product, Scattered, Start, Transposition};
+use super::winograd;
 use rayon::prelude::*;
 
 /// `dw[g, m, c, kh, kw] = sum over images and i and j of grad[n, g, m, i, j]
@@ -55,11 +56,30 @@ impl WeightGradient<'_> {
             let (x, size, stride) = (&self.met()[..], self.grid, [1, 1]);
             return WeightGradient { x, size, stride, ..*self }.compute();
         }
+        if self.kernel == [1, 1] && self.padding == [0, 0] {
+            let joined = self.joined();
+            if joined != self.size {
+                return WeightGradient { size: joined, grid: joined, ..*self }.compute();
+            }
+        }
+        if let Some(gradient) = winograd::gradient(self) {
+            return gradient;
+        }
         if self.outputs >= 8 && self.inputs * self.kernel[1] >= 8 {
             self.by_products()
         } else {
             self.by_planes()
         }
+    }
+
+    /// With a kernel of one position and stride 1, rows put together as long as they stay in the cache:
+    /// long rows are copied faster.
+    fn joined(&self) -> [usize; 2] {
+        let [height, width] = self.size;
+        let fits =
+            |rows: &usize| height.is_multiple_of(*rows) && rows * width * self.inputs <= 2 * STRIP;
+        let rows = (1..=height).rev().find(fits).unwrap_or(1);
+        [height / rows, rows * width]
     }
 
     fn by_products(&self) -> Vec<f32> {
