@@ -259,15 +259,11 @@ impl InstructionSet {
 
     /// The most vectors that a tile with so many rows has.
     pub(super) fn vectors(self, rows: usize) -> usize {
-        match self {
+        match (self, rows) {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => {
-                if rows == 8 {
-                    3
-                } else {
-                    4
-                }
-            }
+            (Self::Avx512, 8) => 3,
+            #[cfg(target_arch = "x86_64")]
+            (Self::Avx512, _) => 4,
             _ => 3,
         }
     }
