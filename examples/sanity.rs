@@ -190,7 +190,8 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         around.push(Surface { name: name.clone(), rows });
     }
     let title = format!("The loss around test image {}", arguments.surface_image);
-    let axes = "to the right the sign of the gradient, upwards that of another image, each from -2 eps to 2 eps";
+    let axes =
+        "to the right the sign of the gradient, upwards that of another image's, -2 eps to 2 eps";
     surfaces(&file("loss_surface.png"), &title, axes, &around)?;
 
     let content = serde_json::json!({

@@ -18,7 +18,7 @@ const SIDE: i32 = 260;
 const GAP: i32 = 24;
 const HEAD: i32 = 34;
 const TITLE: i32 = 50;
-const FOOT: i32 = 34;
+const FOOT: i32 = 58;
 
 /// Writes the surfaces side by side, on one scale of colours from the least loss (white) to the largest.
 pub(crate) fn surfaces(
@@ -66,9 +66,11 @@ pub(crate) fn surfaces(
                 }
             }
         }
-        let foot = format!("{axes}; cross-entropy from {low:.2} (white) to {high:.2}");
-        let at = (GAP * SCALE, (TITLE + HEAD + SIDE + 10) * SCALE);
-        area.draw(&Text::new(foot, at, text(17).color(&PALE_INK)))?;
+        let range = format!("cross-entropy from {low:.2} (white) to {high:.2}");
+        for (i, line) in [axes, &range].into_iter().enumerate() {
+            let at = (GAP * SCALE, (TITLE + HEAD + SIDE + 10 + 22 * i as i32) * SCALE);
+            area.draw(&Text::new(line, at, text(17).color(&PALE_INK)))?;
+        }
         Ok(())
     })
 }
