@@ -81,6 +81,7 @@ enum SanityError {
 /// An accuracy under one attack.
 #[derive(Serialize)]
 struct Point {
+    network: String,
     at: f64,
     accuracy: f64,
 }
@@ -238,7 +239,7 @@ impl Bench<'_> {
         let mut of_eps = Vec::new();
         for factor in FACTORS {
             let accuracy = self.accuracy(victim, &pgd(USUAL), factor * eps)?;
-            of_eps.push(Point { at: factor * eps, accuracy });
+            of_eps.push(Point { network: name.to_owned(), at: factor * eps, accuracy });
         }
         let mut of_steps = Vec::new();
         for steps in STEPS {
@@ -248,13 +249,13 @@ impl Bench<'_> {
                 _ => pgd(steps),
             };
             let accuracy = self.accuracy(victim, &attack, eps)?;
-            of_steps.push(Point { at: steps as f64, accuracy });
+            of_steps.push(Point { network: name.to_owned(), at: steps as f64, accuracy });
         }
         let mut of_restarts = Vec::new();
         for restarts in RESTARTS {
             let attack = pgd(USUAL).random_start(RandomStart::Always).restarts(restarts);
             let accuracy = self.accuracy(victim, &attack, eps)?;
-            of_restarts.push(Point { at: restarts as f64, accuracy });
+            of_restarts.push(Point { network: name.to_owned(), at: restarts as f64, accuracy });
         }
         let clean = self.accuracy(victim, &pgd(1), 0.0)?;
         let fgsm = self.accuracy(victim, &Fgsm::default(), eps)?;

@@ -13,7 +13,7 @@ use std::{
 /// An object of a JSON file: what it says in words and in numbers.
 #[derive(Default)]
 struct Record {
-    words: Vec<String>,
+    words: BTreeSet<String>,
     numbers: BTreeMap<String, f64>,
 }
 
@@ -38,7 +38,9 @@ fn collect(name: &str, value: &Value, record: &mut Record) {
         Value::Number(number) => {
             record.numbers.insert(name.into(), number.as_f64().unwrap());
         }
-        Value::String(word) => record.words.push(word.to_lowercase()),
+        Value::String(word) => {
+            record.words.insert(word.to_lowercase());
+        }
         // By their paths, so that none hides another.
         Value::Object(fields) => {
             for (part, value) in fields {
@@ -76,9 +78,9 @@ impl Printed {
         (self.value - exact).abs() <= 0.500_001 * 0.1f64.powi(self.decimals as i32)
     }
 
-    /// As such, as a percentage, in thousands of the unit or as thousandths.
+    /// As such, as a percentage, in thousands or millions of the unit, or as thousandths.
     fn is(&self, exact: f64) -> bool {
-        [1.0, 100.0, 1e3, 1e-3].iter().any(|scale| self.rounds(exact * scale))
+        [1.0, 100.0, 1e3, 1e-3, 1e-6].iter().any(|scale| self.rounds(exact * scale))
     }
 
     /// The ratio of two other numbers of the row, as they are printed.
