@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every GPU test and bench, on a machine with an NVIDIA GPU and no Rust. Two steps:
+# Every GPU test and bench, on a machine with an NVIDIA GPU and no Rust:
 #
 #   benches/gpu/run.sh pack DIR      where Rust and LLVM are: builds the binaries with and without Burn's
 #                                    fusion into DIR, packed with xz (31 MB each)
@@ -12,7 +12,7 @@
 #   benches/gpu/run.sh experiments DIR CIFAR10 TEST OUT [OPTION...]
 #                                    the experiments of docs/results on the folder CIFAR10, tested on the first
 #                                    1,000 images of TEST, a binary batch; goes on where it was stopped. Options
-#                                    such as `--seeds 0 --stage train --rows relu;silu` are those of the example
+#                                    such as `--seeds 0 --stage train` are those of the example
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 

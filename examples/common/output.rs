@@ -44,6 +44,7 @@ pub(crate) fn check_writable(path: &Path) -> Result<(), WriteError> {
 
 fn draft(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(".draft");
+    // Several processes may write reports of one folder.
+    name.push(format!(".{}.draft", std::process::id()));
     name.into()
 }

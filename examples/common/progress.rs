@@ -18,7 +18,8 @@ pub(crate) fn train_with_bar<M: Module + Classifier, D: TrainingData>(
 ) -> Result<Trained<M>, Box<dyn std::error::Error>> {
     let steps = data.len().saturating_sub(recipe.hold_out) / recipe.batch_size;
     let bar = Progress::new(recipe.epochs, steps);
-    let mut epochs = 0;
+    // None before the first step: a resumed run has epochs behind it.
+    let mut epochs = None;
     let trained = train(model, recipe, data, device, checkpoints, |progress| {
         let figures = Figures {
             loss: progress.loss,
@@ -26,8 +27,10 @@ pub(crate) fn train_with_bar<M: Module + Classifier, D: TrainingData>(
             robust_accuracy: Some(progress.robust_accuracy),
         };
         bar.step(progress.step, figures);
-        if let Some(epoch) = progress.history.last().filter(|_| progress.history.len() > epochs) {
-            epochs = progress.history.len();
+        let finished = progress.history.len();
+        let before = epochs.replace(finished);
+        let ends = before.map_or(progress.step_of_epoch == 0, |before| finished > before);
+        if let Some(epoch) = progress.history.last().filter(|_| ends) {
             bar.epoch(progress.epoch - 1, figures);
             if epoch.held_out.is_some_and(|held_out| held_out.is_catastrophic_overfitting()) {
                 eprintln!("catastrophic overfitting: held-out images withstand FGSM, not PGD-10");

@@ -7,7 +7,7 @@ use std::{
 
 /// The user stopped the run; what is finished is kept.
 #[derive(Debug, thiserror::Error)]
-#[error("stopped; go on with --resume, or with the same command where that is no option")]
+#[error("stopped; an example with --resume goes on with it")]
 pub(crate) struct Stopped;
 
 static STOP: AtomicBool = AtomicBool::new(false);

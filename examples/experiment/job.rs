@@ -12,7 +12,7 @@ use crate::{
 };
 use burn::{module::Module, tensor::Device};
 use sat::{
-    attack::{Attack, AutoAttack, FewClasses, Flag, Pgd, Report, ThreatModel, Victim, evaluate},
+    attack::{Attack, AutoAttack, Evaluation, FewClasses, Flag, Pgd, Report, Victim, evaluate},
     core::{Gradient, replace_gradients},
     models::{Model, load_safetensors, network_metadata, save_safetensors},
     train::{Checkpoints, HeldOut, LearnedParameters, Normalized, Start, data::ImageSet},
@@ -24,6 +24,8 @@ use std::{
 };
 
 const TEST_BATCH: usize = 250;
+/// Smaller: a state is kept after each.
+const ATTACK_BATCH: usize = 50;
 
 /// A row of the plan with one seed.
 pub(crate) struct Job<'a> {
@@ -55,6 +57,7 @@ pub(crate) struct Outcome {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Worst {
     setting: Setting,
+    pub(crate) images: usize,
     /// Whether each of the first test images withstands AutoAttack and PGD.
     pub(crate) robust: Marks,
     pub(crate) seconds: f64,
@@ -125,8 +128,13 @@ impl Job<'_> {
     }
 
     /// The outcome under AutoAttack, if there is one.
-    pub(crate) fn worst(&self) -> Result<Option<Worst>, JobError> {
-        finished(&self.file("autoattack.json"), &self.setting, |worst: &Worst| &worst.setting)
+    pub(crate) fn worst(&self, images: usize) -> Result<Option<Worst>, JobError> {
+        let path = self.file("autoattack.json");
+        let worst = finished(&path, &self.setting, |worst: &Worst| &worst.setting)?;
+        match worst {
+            Some(worst) if worst.images != images => Err(JobError::OtherSettings(path)),
+            worst => Ok(worst),
+        }
     }
 
     /// Trains and tests under PGD.
@@ -191,11 +199,22 @@ impl Job<'_> {
         let model = Normalized::to_plus_minus_one(model, self.test_set.channels()).valid();
         let victim = Victim::new(&replace_gradients(model, Gradient::Own));
         let attack = AutoAttack::standard().few_classes(FewClasses::Margin);
-        let images = self.test_set.clone().take(images);
-        let report = self.under(&victim, &attack, &images)?;
+        let set = self.test_set.clone().take(images);
+        let threat = &self.setting.threat;
+        let name = format!("{} seed {}", self.row, self.setting.recipe.seed);
+        let batches = set.batches(ATTACK_BATCH).map(|rows| set.batch(&rows, self.device));
+        let state = self.file("autoattack.state");
+        let report = Evaluation::new(&victim, &attack, threat)
+            .model(name)
+            .resume_from(&state)
+            .run(batches, |_| stop::requested())?;
+        if report.n < set.len() {
+            return Err(Stopped.into());
+        }
         let robust = Marks::new(report.per_sample.iter().map(|sample| sample.robust));
         let worst = Worst {
             setting: self.setting.clone(),
+            images,
             robust: robust.and(&outcome.robust),
             seconds: report.cost.seconds,
             flags: report.flags,
@@ -211,9 +230,9 @@ impl Job<'_> {
         attack: &dyn Attack,
         images: &ImageSet,
     ) -> Result<Report, Failure> {
-        let threat: ThreatModel = self.setting.recipe.attack.clone().unwrap_or_default().threat();
         let batches = images.batches(TEST_BATCH).map(|rows| images.batch(&rows, self.device));
-        let report = evaluate(victim, attack, batches, &threat, |_| stop::requested())?;
-        if report.complete { Ok(report) } else { Err(Stopped.into()) }
+        let report =
+            evaluate(victim, attack, batches, &self.setting.threat, |_| stop::requested())?;
+        if report.n == images.len() { Ok(report) } else { Err(Stopped.into()) }
     }
 }

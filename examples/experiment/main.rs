@@ -12,10 +12,12 @@ mod job;
 mod plan;
 mod report;
 
+use report::Place;
+
 use clap::Parser;
 use common::{output::check_writable, sets::drawn, stop};
 use job::Job;
-use plan::{Plan, PlanError, Scale};
+use plan::{Images, Plan, Scale};
 use sat::{
     core::device::DeviceName,
     train::data::{DataSpec, Split},
@@ -68,8 +70,12 @@ enum Stage {
 enum ExperimentError {
     #[error("no row is called `{given}`; the plan has {}", known.join("; "))]
     UnknownRow { given: String, known: Vec<String> },
+    #[error("no row has the seed {0} of --seeds")]
+    UnknownSeed(u64),
     #[error("{0} has no test images of its own; give some with --test-data")]
     NoTestSplit(DataSpec),
+    #[error("the test images have other channels or classes than the training images")]
+    OtherImages,
     #[error("nothing is finished yet; there is nothing to report")]
     Nothing,
 }
@@ -85,6 +91,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     let plan: Plan = plan::read(&arguments.plan)?;
     plan.check()?;
     let scale: Scale = plan::read(&arguments.scale)?;
+    scale.check()?;
     let known = || plan.rows.iter().map(|row| row.name.clone()).collect::<Vec<_>>();
     if let Some(given) = arguments.rows.iter().find(|name| !known().contains(name)) {
         return Err(ExperimentError::UnknownRow { given: given.clone(), known: known() }.into());
@@ -103,25 +110,35 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     let train_set = drawn(data.load(Split::Train)?, scale.train_images, 0);
     let test_set = arguments.test_data.as_ref().unwrap_or(&data).load(Split::Test)?;
     let test_set = test_set.take(scale.test_images.unwrap_or(usize::MAX));
+    let images = [Images::of(&train_set), Images::of(&test_set)];
+    if !images[0].fit(&images[1]) {
+        return Err(ExperimentError::OtherImages.into());
+    }
     let device = arguments.device.open()?;
     stop::on_ctrl_c()?;
 
     let mut jobs = Vec::new();
     for row in &plan.rows {
-        let seeds = row.seeds.as_ref().unwrap_or(&scale.seeds);
-        if seeds.is_empty() {
-            return Err(PlanError::NoSeeds { row: row.name.clone() }.into());
-        }
-        for &seed in seeds {
+        for &seed in row.seeds(&scale)? {
             jobs.push(Job {
                 row: &row.name,
-                setting: row.setting(&scale, seed, &data, &train_set, &test_set)?,
+                setting: row.setting(&scale, seed, images.each_ref())?,
                 folder: out.join(format!("{}-seed{seed}", row.file_name())),
                 train_set: &train_set,
                 test_set: &test_set,
                 device: &device,
             });
         }
+    }
+    let has = |seed: &&u64| jobs.iter().any(|job| job.setting.recipe.seed == **seed);
+    if let Some(seed) = arguments.seeds.iter().find(|seed| !has(seed)) {
+        return Err(ExperimentError::UnknownSeed(*seed).into());
+    }
+    // What stands in the way of the report is said before hours of work.
+    let attacked = scale.autoattack_images.min(test_set.len());
+    for job in &jobs {
+        job.outcome()?;
+        job.worst(attacked)?;
     }
     // Seed by seed, so that every row has one early.
     let mut chosen: Vec<&Job<'_>> = jobs
@@ -143,13 +160,14 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
                     eprintln!("{place}");
                     job.train()?;
                 }
-                (Stage::Autoattack, Some(outcome)) if job.worst()?.is_none() => {
+                (Stage::Autoattack, Some(outcome)) if job.worst(attacked)?.is_none() => {
                     eprintln!("{place}, AutoAttack");
-                    job.attack(&outcome, scale.autoattack_images)?;
+                    job.attack(&outcome, attacked)?;
                 }
                 _ => {}
             }
         }
     }
-    report::report(&out, &name, &plan, &scale, &jobs, arguments)
+    let place = Place { out: &out, name: &name, data: &data, attacked };
+    report::report(place, &plan, &scale, &jobs, arguments)
 }

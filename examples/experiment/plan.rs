@@ -1,12 +1,10 @@
 //! What an experiment compares, and at which scale, as data.
 
 use sat::{
+    attack::ThreatModel,
     core::Gradient,
     models::{ConfigError, ModelName, NetworkConfig},
-    train::{
-        Recipe, RecipeError,
-        data::{DataSpec, ImageSet},
-    },
+    train::{Recipe, RecipeError, data::ImageSet},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
@@ -45,8 +43,8 @@ pub(crate) struct Row {
     #[serde(default = "once")]
     epochs_times: usize,
     /// In place of the scale's seeds.
-    pub(crate) seeds: Option<Vec<u64>>,
-    /// The test attack also runs with the these gradients in place of the network's own, and
+    seeds: Option<Vec<u64>>,
+    /// The test attack also runs with these gradients in place of the network's own, and
     /// each image counts at its worst.
     #[serde(default)]
     attackers: Vec<Gradient>,
@@ -84,15 +82,47 @@ pub(crate) struct Setting {
     pub(crate) network: NetworkConfig,
     pub(crate) recipe: Recipe,
     pub(crate) attackers: Vec<Gradient>,
-    pub(crate) data: String,
+    pub(crate) threat: ThreatModel,
     pub(crate) train_images: usize,
+    pub(crate) train_sha256: String,
     pub(crate) test_images: usize,
+    pub(crate) test_sha256: String,
     pub(crate) pgd_steps: usize,
+}
+
+/// What a setting knows of a set of images.
+pub(crate) struct Images {
+    count: usize,
+    channels: usize,
+    classes: usize,
+    sha256: String,
+}
+
+impl Images {
+    pub(crate) fn of(set: &ImageSet) -> Self {
+        let (count, channels, classes) = (set.len(), set.channels(), set.classes());
+        Self { count, channels, classes, sha256: set.sha256() }
+    }
+
+    /// Whether a network for these can be tested on the others.
+    pub(crate) fn fit(&self, other: &Self) -> bool {
+        [self.channels, self.classes] == [other.channels, other.classes]
+    }
 }
 
 /// A plan or scale that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PlanError {
+    #[error("the {place}'s `{field}` is empty or 0; give at least one")]
+    Nothing { place: &'static str, field: &'static str },
+    #[error("the scale's recipe has no [attack], by whose threat all rows are tested")]
+    NoThreat,
+    #[error(
+        "row `{row}` changes the eps or norm of the attack; all rows are tested by the scale's"
+    )]
+    OtherThreat { row: String },
+    #[error("the scale: {0}")]
+    Scale(Box<toml::de::Error>),
     #[error("cannot read {}: {source}", path.display())]
     Read { path: PathBuf, source: io::Error },
     #[error("{}: {source}", path.display())]
@@ -107,10 +137,8 @@ pub(crate) enum PlanError {
     Recipe { row: String, source: RecipeError },
     #[error("row `{row}` stands there twice; give each its own name")]
     Twice { row: String },
-    #[error("row `{row}`: the recipe has no [attack], whose eps the test would take")]
-    NoAttack { row: String },
-    #[error("row `{row}`: the list of seeds is empty")]
-    NoSeeds { row: String },
+    #[error("row `{row}`: the list of seeds is empty, or has one of them twice")]
+    Seeds { row: String },
 }
 
 /// Reads a plan or a scale.
@@ -122,8 +150,13 @@ pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<T, PlanError> {
 }
 
 impl Plan {
-    /// The first row named twice, if any.
+    /// # Errors
+    ///
+    /// If there is no row, or two have one name.
     pub(crate) fn check(&self) -> Result<(), PlanError> {
+        if self.rows.is_empty() {
+            return Err(PlanError::Nothing { place: "plan", field: "row" });
+        }
         let twice = self.rows.iter().enumerate().find(|(i, row)| {
             self.rows[..*i].iter().any(|earlier| earlier.file_name() == row.file_name())
         });
@@ -134,7 +167,42 @@ impl Plan {
     }
 }
 
+impl Scale {
+    /// # Errors
+    ///
+    /// If a number that must not be 0 is.
+    pub(crate) fn check(&self) -> Result<(), PlanError> {
+        let fields = [
+            ("train_images", self.train_images == Some(0)),
+            ("test_images", self.test_images == Some(0)),
+            ("pgd_steps", self.pgd_steps == 0),
+            ("autoattack_images", self.autoattack_images == 0),
+        ];
+        match fields.into_iter().find(|(_, nothing)| *nothing) {
+            Some((field, _)) => Err(PlanError::Nothing { place: "scale", field }),
+            None => Ok(()),
+        }
+    }
+
+    /// What every row is tested by.
+    fn threat(&self) -> Result<ThreatModel, PlanError> {
+        let recipe: Recipe =
+            self.recipe.clone().try_into().map_err(|e| PlanError::Scale(Box::new(e)))?;
+        recipe.attack.map(|attack| attack.threat()).ok_or(PlanError::NoThreat)
+    }
+}
+
 impl Row {
+    /// The seeds, those of the scale by default.
+    pub(crate) fn seeds<'a>(&'a self, scale: &'a Scale) -> Result<&'a [u64], PlanError> {
+        let seeds = self.seeds.as_ref().unwrap_or(&scale.seeds);
+        let twice = seeds.iter().enumerate().any(|(i, seed)| seeds[..i].contains(seed));
+        match seeds.is_empty() || twice {
+            true => Err(PlanError::Seeds { row: self.name.clone() }),
+            false => Ok(seeds),
+        }
+    }
+
     /// The name without the characters that file systems dislike.
     pub(crate) fn file_name(&self) -> String {
         let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
@@ -146,30 +214,32 @@ impl Row {
         &self,
         scale: &Scale,
         seed: u64,
-        data: &DataSpec,
-        train: &ImageSet,
-        test: &ImageSet,
+        images: [&Images; 2],
     ) -> Result<Setting, PlanError> {
         let row = || self.name.clone();
         let field = |source| PlanError::Field { row: row(), source: Box::new(source) };
         let network = self.network(scale)?;
-        let network = network.with_input_channels(train.channels()).with_classes(train.classes());
+        let [train, test] = images;
+        let network = network.with_input_channels(train.channels).with_classes(train.classes);
         network.validate().map_err(|source| PlanError::Network { row: row(), source })?;
         let mut recipe = scale.recipe.clone();
         merge(&mut recipe, &self.recipe);
         let recipe: Recipe = recipe.try_into().map_err(field)?;
         let recipe = Recipe { seed, epochs: recipe.epochs * self.epochs_times, ..recipe };
         recipe.validate().map_err(|source| PlanError::Recipe { row: row(), source })?;
-        if recipe.attack.is_none() {
-            return Err(PlanError::NoAttack { row: row() });
+        let threat = scale.threat()?;
+        if recipe.attack.as_ref().is_some_and(|attack| attack.threat() != threat) {
+            return Err(PlanError::OtherThreat { row: row() });
         }
         Ok(Setting {
             network,
             recipe,
             attackers: self.attackers.clone(),
-            data: data.to_string(),
-            train_images: train.len(),
-            test_images: test.len(),
+            threat,
+            train_images: train.count,
+            train_sha256: train.sha256.clone(),
+            test_images: test.count,
+            test_sha256: test.sha256.clone(),
             pgd_steps: scale.pgd_steps,
         })
     }

@@ -10,6 +10,7 @@ use crate::{
     job::{Job, Marks, Outcome, Worst},
     plan::{Plan, Scale},
 };
+use sat::train::data::DataSpec;
 use serde::Serialize;
 use std::{fmt::Write, path::Path};
 
@@ -75,9 +76,17 @@ struct Finished<'a> {
     worst: Vec<Worst>,
 }
 
+/// Where the report goes, and what it is of.
+pub(crate) struct Place<'a> {
+    pub(crate) out: &'a Path,
+    pub(crate) name: &'a str,
+    pub(crate) data: &'a DataSpec,
+    /// Images under AutoAttack.
+    pub(crate) attacked: usize,
+}
+
 pub(crate) fn report(
-    out: &Path,
-    name: &str,
+    Place { out, name, data, attacked }: Place<'_>,
     plan: &Plan,
     scale: &Scale,
     jobs: &[Job<'_>],
@@ -88,13 +97,15 @@ pub(crate) fn report(
         let mut found = Finished { row: &row.name, outcomes: Vec::new(), worst: Vec::new() };
         for job in jobs.iter().filter(|job| job.row == row.name) {
             found.outcomes.extend(job.outcome()?);
-            found.worst.extend(job.worst()?);
+            found.worst.extend(job.worst(attacked)?);
         }
         if !found.outcomes.is_empty() {
             finished.push(found);
         }
     }
-    let Some(first) = finished.first() else { return Err(ExperimentError::Nothing.into()) };
+    let Some(any) = finished.first() else { return Err(ExperimentError::Nothing.into()) };
+    // Without the plan's first row there is nothing to compare with.
+    let first = finished.iter().find(|row| row.row == plan.rows[0].name);
     let (clean, robust) = (|o: &Outcome| o.clean.clone(), |o: &Outcome| o.robust.clone());
     let pooled = |marks: fn(&Outcome) -> Marks| pooled_deviation(&finished, marks);
     let (clean_noise, robust_noise) = (pooled(clean), pooled(robust));
@@ -107,7 +118,7 @@ pub(crate) fn report(
             };
             let gaps: Vec<f64> = row.outcomes.iter().filter_map(gap).collect();
             let difference = |marks: fn(&Outcome) -> Marks, noise: Option<f64>| {
-                let noise = noise.filter(|_| row.row != first.row)?;
+                let (first, noise) = (first.filter(|first| first.row != row.row)?, noise?);
                 Some(Difference::between(&row.marks(marks), &first.marks(marks), noise))
             };
             RowReport {
@@ -133,21 +144,22 @@ pub(crate) fn report(
         })
         .collect();
 
-    let attack = &first.outcomes[0].setting;
-    let eps = attack.recipe.attack.as_ref().map_or(0.0, |attack| attack.eps);
+    let setting = &any.outcomes[0].setting;
     let content = serde_json::json!({
         "title": plan.title,
         "question": plan.question,
         "command": std::env::args().skip(1).collect::<Vec<_>>(),
         "versions": { "sat": env!("CARGO_PKG_VERSION"), "burn": "0.22.1" },
         "device": arguments.device.to_string(),
-        "data": attack.data,
+        "data": data.to_string(),
+        "train_sha256": setting.train_sha256,
+        "test_sha256": setting.test_sha256,
         "test_data": arguments.test_data.as_ref().map(ToString::to_string),
-        "eps": eps,
-        "train_images": attack.train_images,
-        "test_images": attack.test_images,
+        "threat": setting.threat,
+        "train_images": setting.train_images,
+        "test_images": setting.test_images,
         "pgd_steps": scale.pgd_steps,
-        "autoattack_images": scale.autoattack_images.min(attack.test_images),
+        "autoattack_images": attacked,
         "seed_deviation": { "clean": clean_noise, "robust": robust_noise },
         "rows": rows,
     });
@@ -177,21 +189,22 @@ fn table(rows: &[RowReport<'_>], scale: &Scale) -> Result<String, std::fmt::Erro
     let mut text = String::new();
     writeln!(
         text,
-        "| row | seeds | M MACs | clean | PGD-{} | beside the first row | that is | AutoAttack | FGSM - PGD-10, held out |",
+        "| row | seeds | M MACs | clean | beside the first row | PGD-{} | beside the first row | that is | AutoAttack | FGSM - PGD-10, held out |",
         scale.pgd_steps
     )?;
-    writeln!(text, "|---|--:|--:|--:|--:|--:|---|--:|--:|")?;
+    writeln!(text, "|---|--:|--:|--:|--:|--:|--:|---|--:|--:|")?;
     for row in rows {
-        let (distance, verdict) = match row.robust_difference {
-            None => (String::new(), ""),
-            Some(Difference { value, error, verdict }) => (
-                format!("{:+.1} ± {:.1}", 100.0 * value, 100.0 * error),
-                match verdict {
-                    Verdict::Above => "above",
-                    Verdict::Below => "below",
-                    Verdict::Null => "null",
-                },
-            ),
+        let distance = |difference: Option<Difference>| match difference {
+            None => String::new(),
+            Some(Difference { value, error, .. }) => {
+                format!("{:+.1} ± {:.1}", 100.0 * value, 100.0 * error)
+            }
+        };
+        let verdict = match row.robust_difference.map(|difference| difference.verdict) {
+            None => "",
+            Some(Verdict::Above) => "above",
+            Some(Verdict::Below) => "below",
+            Some(Verdict::Null) => "null",
         };
         let gap = row.fgsm_gap.map(|gap| format!("{:.1}", 100.0 * gap)).unwrap_or_default();
         let watch = match row.overfitted {
@@ -201,12 +214,14 @@ fn table(rows: &[RowReport<'_>], scale: &Scale) -> Result<String, std::fmt::Erro
         let worst = row.autoattack.map(|spread| spread.percent()).unwrap_or_default();
         writeln!(
             text,
-            "| {} | {} | {:.1} | {} | {} | {distance} | {verdict} | {worst} | {gap}{watch} |",
+            "| {} | {} | {:.1} | {} | {} | {} | {} | {verdict} | {worst} | {gap}{watch} |",
             row.row,
             row.seed_count,
             row.macs as f64 / 1e6,
             row.clean.percent(),
-            row.robust.percent()
+            distance(row.clean_difference),
+            row.robust.percent(),
+            distance(row.robust_difference),
         )?;
     }
     Ok(text)
