@@ -221,6 +221,8 @@ impl Job<'_> {
         };
         eprintln!("AutoAttack: {:.1} %", 100.0 * worst.robust.mean());
         write(&self.file("autoattack.json"), &serde_json::to_vec_pretty(&worst)?)?;
+        // Of no use any more; one that stays does no harm.
+        let _ = fs::remove_file(state);
         Ok(())
     }
 
