@@ -399,9 +399,9 @@ mod tests {
         #[test]
         fn kernels_of_one_position(
             images in 1usize..4, groups in 1usize..3, (inputs, outputs) in (1usize..50, 1usize..50),
-            size in prop::array::uniform2(1usize..20),
+            size in prop::array::uniform2(1usize..20), behind in prop::array::uniform2(0usize..2),
         ) {
-            let options = options([1, 1], [(0, 0); 2], groups);
+            let options = options([1, 1], behind.map(|padding| (0, padding)), groups);
             let x = [images, inputs * groups, size[0], size[1]];
             check(x, [outputs * groups, inputs, 1, 1], &options);
         }

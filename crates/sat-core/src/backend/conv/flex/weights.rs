@@ -56,7 +56,8 @@ impl WeightGradient<'_> {
             let (x, size, stride) = (&self.met()[..], self.grid, [1, 1]);
             return WeightGradient { x, size, stride, ..*self }.compute();
         }
-        if self.kernel == [1, 1] && self.padding == [0, 0] {
+        // Nothing is padded: padding behind the last row or column shows in the grid alone.
+        if self.kernel == [1, 1] && self.padding == [0, 0] && self.grid == self.size {
             let joined = self.joined();
             if joined != self.size {
                 return WeightGradient { size: joined, grid: joined, ..*self }.compute();
