@@ -13,6 +13,7 @@ use common::{
     output::{check_writable, write},
     plot::{Axis, Series, accuracy_plot},
     progress::train_with_bar,
+    spread::{self, deviation, mean},
     stop::{self, Stopped},
 };
 use sat::{
@@ -167,7 +168,9 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
             activation: activation.clone(),
             recipe: recipe(arguments, epochs, seed),
             network: network(&train_set).with_activation(activation.clone()),
-            folder: arguments.out.join(format!("{}-seed{seed}", file_name(activation))),
+            folder: arguments
+                .out
+                .join(format!("{}-seed{seed}", common::file_name(&activation.to_string()))),
             train_set: &train_set,
             test_set: &test_set,
             device: &device,
@@ -406,13 +409,6 @@ fn check_list<T: PartialEq + ToString>(
     Ok(())
 }
 
-/// The activation's name without the characters that file systems dislike.
-fn file_name(activation: &ActivationConfig) -> String {
-    activation
-        .to_string()
-        .replace(|c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '.', "_")
-}
-
 /// The outcomes of each activation, in the order of first appearance.
 fn by_activation(outcomes: &[Outcome]) -> Vec<(ActivationConfig, Vec<&Outcome>)> {
     let mut groups: Vec<(ActivationConfig, Vec<&Outcome>)> = Vec::new();
@@ -425,20 +421,10 @@ fn by_activation(outcomes: &[Outcome]) -> Vec<(ActivationConfig, Vec<&Outcome>)>
     groups
 }
 
-fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
-    let count = values.len() as f64;
-    values.sum::<f64>() / count
-}
-
-/// "81.2", or "81.2 ± 0.4" with the sample standard deviation over seeds.
+/// The mean, with the deviation where there are several seeds.
 fn percent(values: &[f64]) -> String {
-    let average = mean(values.iter().copied());
-    if values.len() < 2 {
-        return format!("{:.1}", 100.0 * average);
-    }
-    let squares: f64 = values.iter().map(|value| (value - average).powi(2)).sum();
-    let deviation = (squares / (values.len() - 1) as f64).sqrt();
-    format!("{:.1} ± {:.1}", 100.0 * average, 100.0 * deviation)
+    let several = values.len() > 1;
+    spread::percent(mean(values), several.then(|| deviation(values)))
 }
 
 fn print_table(outcomes: &[Outcome], arguments: &Arguments, images: usize) {
@@ -459,7 +445,7 @@ fn print_table(outcomes: &[Outcome], arguments: &Arguments, images: usize) {
             activation.to_string(),
             percent(&column(|outcome| outcome.clean_accuracy)),
             percent(&column(|outcome| outcome.robust_accuracy)),
-            mean(column(|outcome| outcome.train_seconds).into_iter()),
+            mean(&column(|outcome| outcome.train_seconds)),
         );
     }
     if arguments.seeds.len() == 1 {
@@ -478,7 +464,9 @@ fn curves(outcomes: &[Outcome]) -> Vec<Series> {
         Series {
             name: activation.to_string(),
             x: points.clone().map(|i| group[0].curve[i].0).collect(),
-            accuracy: points.map(|i| mean(group.iter().map(|o| o.curve[i].1))).collect(),
+            accuracy: points
+                .map(|i| mean(&group.iter().map(|o| o.curve[i].1).collect::<Vec<_>>()))
+                .collect(),
         }
     };
     by_activation(outcomes).into_iter().map(series).collect()

@@ -18,6 +18,7 @@ pub(crate) mod pages;
 pub(crate) mod plot;
 pub(crate) mod progress;
 pub(crate) mod sets;
+pub(crate) mod spread;
 pub(crate) mod stop;
 pub(crate) mod surface;
 
@@ -51,6 +52,11 @@ pub(crate) fn recorded_normalization(
             .ok_or_else(|| BadMetadata { path: path.to_owned(), key })
     };
     Ok(Some((numbers(MEAN)?, numbers(STD)?)))
+}
+
+/// A name without the characters that file systems dislike.
+pub(crate) fn file_name(name: &str) -> String {
+    name.replace(|c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '.', "_")
 }
 
 /// Says what went wrong, if anything, and how the process ends.

@@ -152,22 +152,19 @@ impl Job<'_> {
         metadata.extend(common::normalization_metadata(model.statistics()));
         save_safetensors(&model.model, self.file("model.safetensors"), &metadata)?;
 
-        let mut marks: Option<(Marks, Marks)> = None;
-        let own = std::iter::once(Gradient::Own);
-        for gradient in own.chain(self.setting.attackers.iter().copied()) {
-            // The test is of the network itself, whatever gradient it was trained with.
+        // The test is of the network itself, whatever gradient it was trained with.
+        let under = |gradient| {
             let victim = Victim::new(&replace_gradients(model.clone(), gradient));
             let attack = Pgd::default().steps(self.setting.pgd_steps).stop_when_fooled();
-            let report = self.under(&victim, &attack, self.test_set)?;
-            let records = || report.per_sample.iter();
-            let clean = Marks::new(records().map(|sample| sample.clean_prediction == sample.label));
-            let robust = Marks::new(records().map(|sample| sample.robust));
-            marks = Some(match marks {
-                Some((_, worst)) => (clean, worst.and(&robust)),
-                None => (clean, robust),
-            });
+            self.under(&victim, &attack, self.test_set)
+        };
+        let own = under(Gradient::Own)?;
+        let records = own.per_sample.iter();
+        let clean = Marks::new(records.map(|sample| sample.clean_prediction == sample.label));
+        let mut robust = withstands(&own);
+        for attacker in &self.setting.attackers {
+            robust = robust.and(&withstands(&under(*attacker)?));
         }
-        let Some((clean, robust)) = marks else { unreachable!("there is one gradient at least") };
         let history = &trained.progress.history;
         let watched = |epoch: &sat::train::EpochSummary| {
             epoch.held_out.is_some_and(|held_out| held_out.is_catastrophic_overfitting())
@@ -211,7 +208,7 @@ impl Job<'_> {
         if report.n < set.len() {
             return Err(Stopped.into());
         }
-        let robust = Marks::new(report.per_sample.iter().map(|sample| sample.robust));
+        let robust = withstands(&report);
         let worst = Worst {
             setting: self.setting.clone(),
             images,
@@ -237,4 +234,9 @@ impl Job<'_> {
             evaluate(victim, attack, batches, &self.setting.threat, |_| stop::requested())?;
         if report.n == images.len() { Ok(report) } else { Err(Stopped.into()) }
     }
+}
+
+/// Whether each image withstands the attack.
+fn withstands(report: &Report) -> Marks {
+    Marks::new(report.per_sample.iter().map(|sample| sample.robust))
 }

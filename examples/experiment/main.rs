@@ -12,12 +12,11 @@ mod job;
 mod plan;
 mod report;
 
-use report::Place;
-
 use clap::Parser;
 use common::{output::check_writable, sets::drawn, stop};
 use job::Job;
 use plan::{Images, Plan, Scale};
+use report::Place;
 use sat::{
     core::device::DeviceName,
     train::data::{DataSpec, Split},

@@ -1,5 +1,6 @@
 //! What an experiment compares, and at which scale, as data.
 
+use crate::common;
 use sat::{
     attack::ThreatModel,
     core::Gradient,
@@ -203,10 +204,9 @@ impl Row {
         }
     }
 
-    /// The name without the characters that file systems dislike.
+    /// What its folders are called.
     pub(crate) fn file_name(&self) -> String {
-        let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
-        self.name.replace(|c| !allowed(c), "_")
+        common::file_name(&self.name)
     }
 
     /// The row at a scale, with a seed.

@@ -6,6 +6,7 @@ use crate::{
     common::{
         output::write,
         plot::{RowPoints, rows_plot},
+        spread::{deviation, mean, percent},
     },
     job::{Job, Marks, Outcome, Worst},
     plan::{Plan, Scale},
@@ -238,13 +239,8 @@ impl Spread {
         Self { mean: mean(values), deviation: (values.len() > 1).then(|| deviation(values)) }
     }
 
-    /// "81.2", or "81.2 ± 0.4".
     fn percent(&self) -> String {
-        let mean = 100.0 * self.mean;
-        match self.deviation {
-            None => format!("{mean:.1}"),
-            Some(deviation) => format!("{mean:.1} ± {:.1}", 100.0 * deviation),
-        }
+        percent(self.mean, self.deviation)
     }
 }
 
@@ -291,15 +287,4 @@ fn per_image(seeds: &[Marks]) -> Vec<f64> {
         }
     }
     shares
-}
-
-fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len() as f64
-}
-
-/// The sample standard deviation.
-fn deviation(values: &[f64]) -> f64 {
-    let mean = mean(values);
-    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-    (squares / (values.len() as f64 - 1.0).max(1.0)).sqrt()
 }
