@@ -57,7 +57,9 @@ pub use activation::{
     Activation, ActivationConfig, Function, Gradient, Learnable, SharedParameters, Sharing,
     activation_parameters, replace_activations, replace_gradients,
 };
-pub use backend::{ActivationBackend, ConvBackend, NormBackend, Optional, Pair, StepBackend};
+pub use backend::{
+    ActivationBackend, ConvBackend, NormActivation, NormBackend, Optional, Pair, StepBackend,
+};
 pub use conv::{Conv2d, Conv2dConfig};
 pub use curve::Curve;
 pub use error::ActivationError;

@@ -1,6 +1,6 @@
 use crate::{
-    activation::{Activation, ActivationConfig, Function, Gradient, SharedParameters},
-    backend::{NormBackend, Optional, Pair, is_extended},
+    activation::{Activation, ActivationConfig, Gradient, SharedParameters},
+    backend::{NormActivation, NormBackend, Optional, Pair, is_extended},
     error::ActivationError,
 };
 use burn::{
@@ -155,8 +155,8 @@ impl BatchNormActConfig {
 ///
 /// The backward pass keeps x and the residual, not the normalised values, and computes those again.
 /// In inference mode it is one pass over the data; in training mode it is one for the sums of each
-/// channel and one that writes. A learnable activation parameter, whose own gradient needs the sum
-/// before the activation, makes the activation an operation of its own.
+/// channel, and for learned parameters of the activation, and one that writes. A learnable activation
+/// whose backward pass uses [another curve](Gradient::Of) is an operation of its own.
 #[derive(Module, Debug)]
 pub struct BatchNormAct {
     /// The gain of each channel, `[channels]`.
@@ -283,13 +283,16 @@ impl BatchNormAct {
             x.dims()
         );
         // What can be fused, and what must run on its own.
+        let extended = is_extended(&x.device());
+        let kernel = |activation: &Activation| activation.kernel(shared).filter(|_| extended);
         let (fused, separate) = match &self.activation {
-            None => (None, None),
-            Some(activation) => match activation.config().function {
-                Function::Fixed(value) if is_extended(&x.device()) => {
-                    (Some(Pair { value, gradient: activation.config().gradient }), None)
+            None => (NormActivation::Identity, None),
+            Some(activation) => match kernel(activation) {
+                Some((pair, None)) => (NormActivation::Fixed(pair), None),
+                Some((Pair { value, gradient: Gradient::Own }, Some(parameters))) => {
+                    (NormActivation::Learned(value, parameters.into_dispatch()), None)
                 }
-                _ => (None, Some(activation)),
+                _ => (NormActivation::Identity, Some(activation)),
             },
         };
         let y = if x.device().is_autodiff() && self.training.is_enabled() {
@@ -307,7 +310,7 @@ impl BatchNormAct {
         &self,
         x: Tensor<D>,
         residual: Option<Tensor<D>>,
-        activation: Option<Pair>,
+        activation: NormActivation<Dispatch>,
     ) -> Tensor<D> {
         // Not every backend's operations take an empty tensor.
         if x.shape().num_elements() == 0 {
@@ -339,7 +342,7 @@ impl BatchNormAct {
         &self,
         x: Tensor<D>,
         residual: Option<Tensor<D>>,
-        activation: Option<Pair>,
+        activation: NormActivation<Dispatch>,
     ) -> Tensor<D> {
         let device = x.device();
         let (gamma, beta) = (self.gamma.val(), self.beta.val());

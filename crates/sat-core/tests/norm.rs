@@ -14,8 +14,8 @@ use burn::{
 };
 use common::{devices, to_vec};
 use sat_core::{
-    Activation, ActivationConfig, BatchNormAct, BatchNormActConfig, Curve, Gradient, NormError,
-    Pair, tensor::activate,
+    Activation, ActivationConfig, BatchNormAct, BatchNormActConfig, Curve, Function, Gradient,
+    NormError, Pair, tensor::activate,
 };
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -56,7 +56,11 @@ fn assert_close(got: &[f64], want: &[f64], tolerance: f64, what: &str) {
 fn pair(text: &str) -> Option<Pair> {
     (text != "none").then(|| {
         let config: ActivationConfig = text.parse().unwrap();
-        let sat_core::Function::Fixed(value) = config.function else { panic!("a fixed curve") };
+        let value = match config.function {
+            Function::Fixed(curve) => curve,
+            Function::Learnable(learnable, _) => learnable.curve(),
+            other => panic!("`{other}` has no curve"),
+        };
         Pair { value, gradient: config.gradient }
     })
 }
@@ -134,8 +138,22 @@ impl Case {
         }
     }
 
+    /// The gradients for learned parameters, if there are any.
+    fn parameter_gradients(&self) -> Option<Vec<f64>> {
+        let config: ActivationConfig = self.activation.parse().ok()?;
+        let Function::Learnable(learnable, _) = config.function else { return None };
+        let curve = learnable.curve();
+        let mut sums = vec![0.0; curve.parameters().len()];
+        for (z, weight) in self.preactivation().into_iter().zip(&self.weights) {
+            let slopes = curve.parameter_derivatives(z);
+            sums.iter_mut().zip(slopes).for_each(|(sum, slope)| *sum += weight * slope);
+        }
+        Some(sums)
+    }
+
     /// Gradients of sum(weights * output) by central differences of the preactivation: for x, gamma,
-    /// beta and the residual. The slope of the gradient curve stands for that of the value curve.
+    /// beta, the residual and learned parameters. The slope of the gradient curve stands for that of
+    /// the value curve.
     fn gradients(&self) -> Vec<Vec<f64>> {
         let slope = |z: f64| pair(self.activation).map_or(1.0, |pair| pair.slope().derivative(z));
         let weights: Vec<f64> = self
@@ -169,7 +187,8 @@ impl Case {
                 })
                 .collect()
         };
-        fields[..count].iter().map(|field| gradient(*field)).collect()
+        let fields = fields[..count].iter().map(|field| gradient(*field));
+        fields.chain(self.parameter_gradients()).collect()
     }
 
     /// The same gradients in closed form, with the statistics of the batch: for tensors of any size.
@@ -195,7 +214,8 @@ impl Case {
         };
         let dx = (0..dz.len()).map(dx).collect();
         let all = [dx, dgamma, dbeta, dz];
-        all.into_iter().take(if self.residual.is_some() { 4 } else { 3 }).collect()
+        let count = if self.residual.is_some() { 4 } else { 3 };
+        all.into_iter().take(count).chain(self.parameter_gradients()).collect()
     }
 
     fn layer(&self, device: &Device, dtype: FloatDType) -> BatchNormAct {
@@ -236,6 +256,8 @@ impl Case {
             to_f64(layer.beta.val().grad(&grads).unwrap()),
         ];
         gradients.extend(residual.iter().map(hidden));
+        let learned = layer.activation.as_ref().and_then(Activation::parameters);
+        gradients.extend(learned.map(|learned| to_f64(learned.val().grad(&grads).unwrap())));
         (to_f64(y.inner()), gradients)
     }
 }
@@ -289,7 +311,8 @@ impl View {
     }
 }
 
-const ACTIVATIONS: [&str; 5] = ["none", "silu", "relu~psoftplus:10", "gelu", "elu:0.5"];
+const ACTIVATIONS: [&str; 7] =
+    ["none", "silu", "relu~psoftplus:10", "gelu", "elu:0.5", "psilu:2", "pssilu:1.5,0.25@layer"];
 /// One value a run, runs shorter and longer than a vector, several blocks.
 const SHAPES: [[usize; 4]; 4] = [[7, 5, 1, 1], [3, 2, 2, 3], [2, 3, 5, 7], [2, 2, 3, 11]];
 
@@ -343,7 +366,8 @@ fn in_f64_values_and_gradients_are_exact() {
             let (y, got) = case.run(&Device::flex(), FloatDType::F64, view);
             assert_close(&y, &want_y, 1e-12, &what);
             for (got, want) in got.iter().zip(&want) {
-                assert_close(got, want, 2e-8, &what);
+                // Learned parameters, and so their gradients, are f32.
+                assert_close(got, want, 1e-7, &what);
             }
         }
     }
@@ -363,8 +387,13 @@ fn burns(layer: &BatchNormAct, device: &Device) -> BatchNorm {
 #[test]
 fn large_tensors_have_the_reference_s_values_and_gradients() {
     // Above the size from which several threads work, with runs that cross the blocks.
-    for shape in [[8, 16, 40, 40], [129, 33, 6, 6], [3, 2, 150, 201], [70_001, 2, 1, 1]] {
-        let case = Case::new(shape, "silu", true, false);
+    for (shape, activation) in [
+        ([8, 16, 40, 40], "psilu:2"),
+        ([129, 33, 6, 6], "silu"),
+        ([3, 2, 150, 201], "silu"),
+        ([70_001, 2, 1, 1], "psilu:2"),
+    ] {
+        let case = Case::new(shape, activation, true, false);
         let (want_y, want) = (case.output(), case.closed_form_gradients());
         for (name, device) in devices() {
             // The composed form's sums are Burn's: compared with its layer below.

@@ -193,7 +193,7 @@ fn flat_pair(x: FlexTensor, grad: FlexTensor) -> ((FlexTensor, usize), (FlexTens
 }
 
 /// The one or two numbers of a parameter tensor; NaN for the one that is not there.
-fn numbers(parameters: &FlexTensor) -> [f64; 2] {
+pub(super) fn numbers(parameters: &FlexTensor) -> [f64; 2] {
     let layout = parameters.layout();
     let (start, stride) = (layout.start_offset() as isize, layout.strides()[0]);
     let at = |i: usize| -> f64 {

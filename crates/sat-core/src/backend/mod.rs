@@ -19,7 +19,7 @@ mod step;
 mod threads;
 
 pub use conv::ConvBackend;
-pub use norm::{NormBackend, Optional};
+pub use norm::{NormActivation, NormBackend, Optional};
 pub use step::StepBackend;
 pub(crate) use step::composed_sign_step;
 

@@ -25,8 +25,9 @@ use burn_cubecl::{
     ops::numeric::empty_device_dtype,
     tensor::CubeTensor,
 };
-pub(super) use record::{Fixed, fixed_slope, fixed_value};
-use record::{learned_slope, learned_value, parameter_slope};
+pub(super) use record::{
+    Fixed, fixed_slope, fixed_value, learned_slope, learned_value, parameter_slope,
+};
 
 impl ActivationBackend for CubeBackend {
     fn activation(x: FloatTensor<Self>, pair: Pair) -> FloatTensor<Self> {
@@ -392,7 +393,9 @@ fn partial_sums<E: Float, N: Size, F: Formula>(
 
 /// a and b; a again for a curve of one parameter, which does not look at b.
 #[cube]
-fn read_parameters<N: Size>(parameters: &LinearView<'_, f32>) -> (Vector<f32, N>, Vector<f32, N>) {
+pub(super) fn read_parameters<N: Size>(
+    parameters: &LinearView<'_, f32>,
+) -> (Vector<f32, N>, Vector<f32, N>) {
     let last = parameters.shape() - 1;
     (Vector::new(parameters.read(0)), Vector::new(parameters.read(last)))
 }

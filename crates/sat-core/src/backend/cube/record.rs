@@ -329,7 +329,7 @@ macro_rules! formulas {
             }
 
             #[cube]
-            pub(super) fn $learned<F: Formula, N: Size>(
+            pub(in crate::backend) fn $learned<F: Formula, N: Size>(
                 x: Vector<f32, N>,
                 a: Vector<f32, N>,
                 b: Vector<f32, N>,
@@ -350,7 +350,7 @@ formulas! {
 
 /// df/da, or df/db.
 #[cube]
-pub(super) fn parameter_slope<F: Formula, N: Size>(
+pub(in crate::backend) fn parameter_slope<F: Formula, N: Size>(
     x: Vector<f32, N>,
     a: Vector<f32, N>,
     b: Vector<f32, N>,

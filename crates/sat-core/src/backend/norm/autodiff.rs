@@ -2,8 +2,8 @@
 //! computes the normalised values and f' again in the backward pass.
 
 use super::{
-    super::{Pair, composed::narrow},
-    NormBackend, Optional,
+    super::composed::narrow,
+    NormActivation, NormBackend, Optional,
     composed::{batch_affine, inverse_deviation, row_of, stack},
 };
 use burn::{
@@ -29,25 +29,85 @@ struct Saved<B: Backend> {
     x: NodeId,
     residual: Option<NodeId>,
     affine: FloatTensor<B>,
-    activation: Option<Pair>,
+    activation: NormActivation<B>,
 }
 
 impl<B: NormBackend> RetroForward for Saved<B> {
     fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
         let x = states.get_state::<FloatTensor<B>>(&self.x);
         let residual = self.residual.as_ref().map(|id| states.get_state::<FloatTensor<B>>(id));
-        let y = B::affine_activation(x, self.affine.clone(), residual.into(), self.activation);
+        let (affine, activation) = (self.affine.clone(), self.activation.clone());
+        let y = B::affine_activation(x, affine, residual.into(), activation);
         states.save(out_node, y);
     }
 }
 
-/// The node of [`NormBackend::affine_activation`]. Parents: x, affine and, if there is one, the
-/// residual.
+/// What a node starts its backward pass with.
+struct Start<B: Backend, const N: usize> {
+    x: FloatTensor<B>,
+    residual: Option<FloatTensor<B>>,
+    affine: FloatTensor<B>,
+    activation: NormActivation<B>,
+    grad: FloatTensor<B>,
+    /// Where gradients go to: the first N parents, the residual, the learned parameters.
+    of_first: [Option<NodeId>; N],
+    of_residual: Option<NodeId>,
+    of_parameters: Option<NodeId>,
+}
+
+impl<B: NormBackend, const N: usize> Start<B, N> {
+    fn new<const M: usize>(
+        ops: Ops<Saved<B>, M>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) -> Self {
+        let Saved { x, residual, affine, activation } = ops.state;
+        let mut parents = ops.parents.into_iter().map(|parent| parent.map(|parent| parent.id));
+        let mut parent = || parents.next().flatten();
+        Self {
+            x: checkpointer.retrieve_node_output(x),
+            of_first: core::array::from_fn(|_| parent()),
+            of_residual: residual.and_then(|_| parent()),
+            of_parameters: parent(),
+            residual: residual.map(|id| checkpointer.retrieve_node_output(id)),
+            affine,
+            activation,
+            grad: grads.consume::<B>(&ops.node),
+        }
+    }
+
+    /// The [sums](NormBackend::affine_activation_sums).
+    fn sums(&self) -> FloatTensor<B> {
+        let (x, affine, grad) = (self.x.clone(), self.affine.clone(), self.grad.clone());
+        B::affine_activation_sums(
+            x,
+            affine,
+            self.residual.clone().into(),
+            grad,
+            self.activation.clone(),
+        )
+    }
+
+    fn register_parameters(&self, sums: &FloatTensor<B>, grads: &mut Gradients) {
+        let (Some(node), NormActivation::Learned(_, parameters)) =
+            (self.of_parameters, &self.activation)
+        else {
+            return;
+        };
+        let (count, channels) = (parameters.shape().num_elements(), sums.shape()[1]);
+        let rows = B::float_slice(sums.clone(), &[(2..2 + count).into(), (0..channels).into()]);
+        let gradient = B::float_reshape(B::float_sum_dim(rows, 1), [count].into());
+        grads.register::<B>(node, narrow::<B>(gradient, parameters.dtype()));
+    }
+}
+
+/// The node of [`NormBackend::affine_activation`]. Parents: x, affine and, if there are any, the
+/// residual and learned parameters.
 #[derive(Debug)]
 struct Affine;
 
-/// The node of [`NormBackend::batch_norm_activation`]. Parents: x, gamma, beta and, if there is one,
-/// the residual.
+/// The node of [`NormBackend::batch_norm_activation`]. Parents: x, gamma, beta and, if there are any,
+/// the residual and learned parameters.
 #[derive(Debug)]
 struct BatchNorm<B: Backend> {
     statistics: FloatTensor<B>,
@@ -63,52 +123,45 @@ impl<B: NormBackend> BatchNorm<B> {
         grads: &mut Gradients,
         checkpointer: &mut Checkpointer,
     ) {
-        let Saved { x, residual, affine, activation } = ops.state;
-        let x = checkpointer.retrieve_node_output::<FloatTensor<B>>(x);
-        let residual = residual.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
-        let grad = grads.consume::<B>(&ops.node);
-        let mut parents = ops.parents.into_iter();
-        let mut parent = || parents.next().flatten();
-        let (of_x, of_gamma, of_beta, of_residual) = (parent(), parent(), parent(), parent());
-
+        let start = Start::<B, 3>::new(ops, grads, checkpointer);
         // dz is the gradient for the residual. Where it has to be written anyway, what follows starts
         // from it.
-        let (grad, sums, residual, activation) = match (of_residual, residual, activation) {
-            (Some(parent), Some(residual), Some(pair)) => {
+        let is_identity = matches!(start.activation, NormActivation::Identity);
+        let (sums, dz) = match (start.of_residual, &start.residual) {
+            (Some(node), Some(residual)) if !is_identity => {
                 let (dz, sums) = B::affine_activation_residual_sums(
-                    x.clone(),
-                    affine.clone(),
-                    residual,
-                    grad,
-                    pair,
+                    start.x.clone(),
+                    start.affine.clone(),
+                    residual.clone(),
+                    start.grad.clone(),
+                    start.activation.clone(),
                 );
-                grads.register::<B>(parent.id, dz.clone());
-                (dz, sums, None, None)
+                grads.register::<B>(node, dz.clone());
+                (sums, Some(dz))
             }
-            (of_residual, residual, activation) => {
-                let sums = B::affine_activation_sums(
-                    x.clone(),
-                    affine.clone(),
-                    residual.clone().into(),
-                    grad.clone(),
-                    activation,
-                );
-                if let Some(parent) = of_residual {
-                    grads.register::<B>(parent.id, grad.clone());
+            (of_residual, _) => {
+                if let Some(node) = of_residual {
+                    grads.register::<B>(node, start.grad.clone());
                 }
-                (grad, sums, residual, activation)
+                (start.sums(), None)
             }
+        };
+        start.register_parameters(&sums, grads);
+        let Start { x, affine, of_first: [of_x, of_gamma, of_beta], .. } = start;
+        let (grad, residual, activation) = match dz {
+            Some(dz) => (dz, None, NormActivation::Identity),
+            None => (start.grad, start.residual, start.activation),
         };
         let [of_shift, of_scale] = [0, 1].map(|row| row_of::<B>(sums.clone(), row));
         let inverse = inverse_deviation::<B>(self.statistics, self.epsilon);
-        if let Some(parent) = of_gamma {
+        if let Some(node) = of_gamma {
             let dgamma = B::float_mul(of_scale.clone(), inverse.clone());
-            grads.register::<B>(parent.id, narrow::<B>(dgamma, self.gamma));
+            grads.register::<B>(node, narrow::<B>(dgamma, self.gamma));
         }
-        if let Some(parent) = of_beta {
-            grads.register::<B>(parent.id, narrow::<B>(of_shift.clone(), self.beta));
+        if let Some(node) = of_beta {
+            grads.register::<B>(node, narrow::<B>(of_shift.clone(), self.beta));
         }
-        if let Some(parent) = of_x {
+        if let Some(node) = of_x {
             // s (dz - mean of dz - xhat mean of (dz xhat)), with xhat = (x - m) inverse.
             let channels = x.shape()[1].max(1);
             let per_channel = x.shape().num_elements() as f64 / channels as f64;
@@ -121,7 +174,7 @@ impl<B: NormBackend> BatchNorm<B> {
             let residual = residual.into();
             let dx =
                 B::affine_activation_backward(x, affine, residual, grad, activation, correction);
-            grads.register::<B>(parent.id, dx);
+            grads.register::<B>(node, dx);
         }
     }
 }
@@ -132,54 +185,47 @@ impl Affine {
         grads: &mut Gradients,
         checkpointer: &mut Checkpointer,
     ) {
-        let Saved { x, residual, affine, activation } = ops.state;
-        let x = checkpointer.retrieve_node_output::<FloatTensor<B>>(x);
-        let residual = residual.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
-        let grad = grads.consume::<B>(&ops.node);
-        let mut parents = ops.parents.into_iter();
-        let mut parent = || parents.next().flatten();
-        let (of_x, of_affine, of_residual) = (parent(), parent(), parent());
-
-        if let Some(parent) = of_affine {
-            let sums = B::affine_activation_sums(
-                x.clone(),
-                affine.clone(),
-                residual.clone().into(),
-                grad.clone(),
-                activation,
-            );
-            let [of_shift, of_scale] = [0, 1].map(|row| row_of::<B>(sums.clone(), row));
-            let scale = row_of::<B>(affine.clone(), 1);
-            let of_mean = B::float_neg(B::float_mul(of_shift.clone(), scale));
-            grads.register::<B>(parent.id, stack::<B, 3>([of_mean, of_scale, of_shift]));
-        }
-        let dx = match (of_residual, residual, activation) {
-            (Some(parent), Some(residual), Some(pair)) => {
-                let (dx, dz) = B::affine_activation_backward_both(x, affine, residual, grad, pair);
-                grads.register::<B>(parent.id, dz);
-                of_x.map(|parent| (parent, dx))
+        let start = Start::<B, 2>::new(ops, grads, checkpointer);
+        let [of_x, of_affine] = start.of_first;
+        if of_affine.is_some() || start.of_parameters.is_some() {
+            let sums = start.sums();
+            start.register_parameters(&sums, grads);
+            if let Some(node) = of_affine {
+                let [of_shift, of_scale] = [0, 1].map(|row| row_of::<B>(sums.clone(), row));
+                let scale = row_of::<B>(start.affine.clone(), 1);
+                let of_mean = B::float_neg(B::float_mul(of_shift.clone(), scale));
+                grads.register::<B>(node, stack::<B, 3>([of_mean, of_scale, of_shift]));
             }
-            (of_residual, residual, activation) => {
-                if let Some(parent) = of_residual {
-                    grads.register::<B>(parent.id, grad.clone());
+        }
+        let Start { x, residual, affine, activation, grad, of_residual, .. } = start;
+        let is_identity = matches!(activation, NormActivation::Identity);
+        match (of_residual, residual) {
+            (Some(node), Some(residual)) if !is_identity => {
+                let (dx, dz) =
+                    B::affine_activation_backward_both(x, affine, residual, grad, activation);
+                grads.register::<B>(node, dz);
+                if let Some(node) = of_x {
+                    grads.register::<B>(node, dx);
                 }
-                of_x.map(|parent| {
+            }
+            (of_residual, residual) => {
+                if let Some(node) = of_residual {
+                    grads.register::<B>(node, grad.clone());
+                }
+                if let Some(node) = of_x {
                     let (residual, constant) = (residual.into(), Optional::Absent);
                     let dx = B::affine_activation_backward(
                         x, affine, residual, grad, activation, constant,
                     );
-                    (parent, dx)
-                })
+                    grads.register::<B>(node, dx);
+                }
             }
-        };
-        if let Some((parent, dx)) = dx {
-            grads.register::<B>(parent.id, dx);
         }
     }
 }
 
 /// Burn counts a node's parents in its type.
-macro_rules! with_and_without_residual {
+macro_rules! with_parents {
     ($($parents:literal: $node:ty, $self:ident => $backward:expr;)*) => {
         $(
             impl<B: NormBackend> Backward<B, $parents> for $node {
@@ -197,47 +243,84 @@ macro_rules! with_and_without_residual {
         )*
     };
 }
-with_and_without_residual! {
+with_parents! {
     2: Affine, self => Affine::backward;
     3: Affine, self => Affine::backward;
+    4: Affine, self => Affine::backward;
     3: BatchNorm<B>, self => |ops, grads, checkpointer| self.backward(ops, grads, checkpointer);
     4: BatchNorm<B>, self => |ops, grads, checkpointer| self.backward(ops, grads, checkpointer);
+    5: BatchNorm<B>, self => |ops, grads, checkpointer| self.backward(ops, grads, checkpointer);
 }
 
-/// f(z), recorded as the given node.
-fn recorded<B: NormBackend, C: CheckpointStrategy, const N: usize>(
-    node: impl Backward<B, N, State = Saved<B>>,
-    parents: [NodeGuard; N],
+/// What f(z) is computed from, on a backend with autodiff.
+struct Inputs<B: Backend, C: CheckpointStrategy> {
     x: FloatTensor<Autodiff<B, C>>,
-    vectors: &[FloatTensor<Autodiff<B, C>>],
+    /// Vectors of channels.
+    vectors: Vec<FloatTensor<Autodiff<B, C>>>,
     residual: Option<FloatTensor<Autodiff<B, C>>>,
-    saved: Saved<B>,
-) -> FloatTensor<Autodiff<B, C>> {
-    let Saved { affine, activation, .. } = saved.clone();
-    match node
-        .prepare::<C>(parents)
-        .memory_bound()
-        .retro_forward(saved.clone())
-        // Burn wants to hear of every parent, whether it is recomputed from or not.
-        .parents([&x].into_iter().chain(vectors).chain(&residual))
-        .stateful()
-    {
-        OpsKind::Tracked(mut prep) => {
-            prep.checkpoint(&x);
-            if let Some(residual) = &residual {
-                prep.checkpoint(residual);
-            }
-            // Cloned, not moved: the clones mark the buffers as shared, so that the kernel does not
-            // overwrite what the backward pass still needs.
-            let residual = residual.as_ref().map(|residual| residual.primitive().clone());
-            let x = x.primitive().clone();
-            let y = B::affine_activation(x, affine, residual.into(), activation);
-            prep.finish(saved, y)
+    activation: NormActivation<Autodiff<B, C>>,
+}
+
+impl<B: NormBackend, C: CheckpointStrategy> Inputs<B, C> {
+    fn parameters(&self) -> Option<&FloatTensor<Autodiff<B, C>>> {
+        match &self.activation {
+            NormActivation::Learned(_, parameters) => Some(parameters),
+            NormActivation::Identity | NormActivation::Fixed(_) => None,
         }
-        OpsKind::UnTracked(prep) => {
-            let residual = residual.map(|residual| residual.into_primitive());
-            let x = x.into_primitive();
-            prep.finish(B::affine_activation(x, affine, residual.into(), activation))
+    }
+
+    /// In the order of a node's parents.
+    fn all(&self) -> impl Iterator<Item = &FloatTensor<Autodiff<B, C>>> {
+        [&self.x].into_iter().chain(&self.vectors).chain(&self.residual).chain(self.parameters())
+    }
+
+    /// f(z), recorded as the given node, which has as many parents as there are inputs.
+    fn record<const N: usize>(
+        self,
+        node: impl Backward<B, N, State = Saved<B>>,
+        affine: FloatTensor<B>,
+    ) -> FloatTensor<Autodiff<B, C>> {
+        let activation = match &self.activation {
+            NormActivation::Identity => NormActivation::Identity,
+            NormActivation::Fixed(pair) => NormActivation::Fixed(*pair),
+            NormActivation::Learned(curve, parameters) => {
+                NormActivation::Learned(*curve, parameters.primitive().clone())
+            }
+        };
+        let saved = Saved {
+            x: self.x.id(),
+            residual: self.residual.as_ref().map(|residual| residual.id()),
+            affine: affine.clone(),
+            activation: activation.clone(),
+        };
+        let nodes: Vec<NodeGuard> = self.all().map(|input| input.node()).collect();
+        let Ok(parents) = <[NodeGuard; N]>::try_from(nodes) else {
+            unreachable!("a node has one parent for each input");
+        };
+        match node
+            .prepare::<C>(parents)
+            .memory_bound()
+            .retro_forward(saved.clone())
+            // Burn wants to hear of every parent, whether it is recomputed from or not.
+            .parents(self.all())
+            .stateful()
+        {
+            OpsKind::Tracked(mut prep) => {
+                prep.checkpoint(&self.x);
+                if let Some(residual) = &self.residual {
+                    prep.checkpoint(residual);
+                }
+                // Cloned, not moved: the clones mark the buffers as shared, so that the kernel does
+                // not overwrite what the backward pass still needs.
+                let residual = self.residual.as_ref().map(|residual| residual.primitive().clone());
+                let x = self.x.primitive().clone();
+                prep.finish(saved, B::affine_activation(x, affine, residual.into(), activation))
+            }
+            OpsKind::UnTracked(prep) => {
+                let residual = self.residual.map(|residual| residual.into_primitive());
+                let x = self.x.into_primitive();
+                prep.finish(B::affine_activation(x, affine, residual.into(), activation))
+            }
         }
     }
 }
@@ -247,25 +330,15 @@ impl<B: NormBackend, C: CheckpointStrategy> NormBackend for Autodiff<B, C> {
         x: FloatTensor<Self>,
         affine: FloatTensor<Self>,
         residual: Optional<Self>,
-        activation: Option<Pair>,
+        activation: NormActivation<Self>,
     ) -> FloatTensor<Self> {
+        let rows = affine.primitive().clone();
         let residual = residual.into_option();
-        let saved = Saved {
-            x: x.id(),
-            residual: residual.as_ref().map(|residual| residual.id()),
-            affine: affine.primitive().clone(),
-            activation,
-        };
-        let vectors = [affine];
-        match residual {
-            None => {
-                let parents = [x.node(), vectors[0].node()];
-                recorded::<B, C, 2>(Affine, parents, x, &vectors, None, saved)
-            }
-            Some(residual) => {
-                let parents = [x.node(), vectors[0].node(), residual.node()];
-                recorded::<B, C, 3>(Affine, parents, x, &vectors, Some(residual), saved)
-            }
+        let inputs = Inputs { x, vectors: vec![affine], residual, activation };
+        match inputs.all().count() {
+            2 => inputs.record::<2>(Affine, rows),
+            3 => inputs.record::<3>(Affine, rows),
+            _ => inputs.record::<4>(Affine, rows),
         }
     }
 
@@ -274,39 +347,28 @@ impl<B: NormBackend, C: CheckpointStrategy> NormBackend for Autodiff<B, C> {
         gamma: FloatTensor<Self>,
         beta: FloatTensor<Self>,
         residual: Optional<Self>,
-        activation: Option<Pair>,
+        activation: NormActivation<Self>,
         epsilon: f64,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let residual = residual.into_option();
         let statistics = B::channel_statistics(x.primitive().clone());
-        let saved = Saved {
-            x: x.id(),
-            residual: residual.as_ref().map(|residual| residual.id()),
-            affine: batch_affine::<B>(
-                statistics.clone(),
-                gamma.primitive().clone(),
-                beta.primitive().clone(),
-                epsilon,
-            ),
-            activation,
-        };
+        let rows = batch_affine::<B>(
+            statistics.clone(),
+            gamma.primitive().clone(),
+            beta.primitive().clone(),
+            epsilon,
+        );
         let node = BatchNorm {
             statistics: statistics.clone(),
             epsilon,
             gamma: gamma.dtype(),
             beta: beta.dtype(),
         };
-        let vectors = [gamma, beta];
-        let [of_gamma, of_beta] = [0, 1].map(|i: usize| vectors[i].node());
-        let y = match residual {
-            None => {
-                let parents = [x.node(), of_gamma, of_beta];
-                recorded::<B, C, 3>(node, parents, x, &vectors, None, saved)
-            }
-            Some(residual) => {
-                let parents = [x.node(), of_gamma, of_beta, residual.node()];
-                recorded::<B, C, 4>(node, parents, x, &vectors, Some(residual), saved)
-            }
+        let residual = residual.into_option();
+        let inputs = Inputs { x, vectors: vec![gamma, beta], residual, activation };
+        let y = match inputs.all().count() {
+            3 => inputs.record::<3>(node, rows),
+            4 => inputs.record::<4>(node, rows),
+            _ => inputs.record::<5>(node, rows),
         };
         (y, <Self as AutodiffBackend>::from_inner(statistics))
     }

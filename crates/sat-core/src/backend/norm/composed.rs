@@ -1,8 +1,8 @@
 //! The operations on whole tensors, made of Burn's own primitives: right on every backend.
 
-use super::super::{
-    Pair,
-    composed::{narrow, slope, value, widen},
+use super::{
+    super::composed::{narrow, parameter_slopes, slope, value, widen},
+    NormActivation,
 };
 use burn::{
     backend::{Backend, TensorMetadata, tensor::FloatTensor},
@@ -103,13 +103,13 @@ pub(super) fn forward<B: Backend>(
     x: FloatTensor<B>,
     affine: FloatTensor<B>,
     residual: Option<FloatTensor<B>>,
-    activation: Option<Pair>,
+    activation: NormActivation<B>,
 ) -> FloatTensor<B> {
     let dtype = x.dtype();
     let z = preactivation::<B>(x, affine, residual);
-    let y = match activation {
+    let y = match activation.into_parts() {
         None => z,
-        Some(pair) => value::<B>(z, None, pair.value),
+        Some((pair, parameters)) => value::<B>(z, parameters, pair.value),
     };
     narrow::<B>(y, dtype)
 }
@@ -120,14 +120,14 @@ fn preactivation_gradient<B: Backend>(
     affine: FloatTensor<B>,
     residual: Option<FloatTensor<B>>,
     grad: FloatTensor<B>,
-    activation: Option<Pair>,
+    activation: NormActivation<B>,
 ) -> FloatTensor<B> {
     let grad = widen::<B>(grad);
-    match activation {
+    match activation.into_parts() {
         None => grad,
-        Some(pair) => {
+        Some((pair, parameters)) => {
             let z = preactivation::<B>(x, affine, residual);
-            B::float_mul(grad, slope::<B>(z, None, pair.slope()))
+            B::float_mul(grad, slope::<B>(z, parameters, pair.slope()))
         }
     }
 }
@@ -137,7 +137,7 @@ pub(super) fn backward<B: Backend>(
     affine: FloatTensor<B>,
     residual: Option<FloatTensor<B>>,
     grad: FloatTensor<B>,
-    activation: Option<Pair>,
+    activation: NormActivation<B>,
     correction: Option<FloatTensor<B>>,
 ) -> FloatTensor<B> {
     let dtype = x.dtype();
@@ -160,11 +160,11 @@ pub(super) fn backward_both<B: Backend>(
     affine: FloatTensor<B>,
     residual: FloatTensor<B>,
     grad: FloatTensor<B>,
-    activation: Pair,
+    activation: NormActivation<B>,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
     let dtype = x.dtype();
     let [_, scale, _] = rows::<B, 3>(affine.clone(), &x);
-    let dz = preactivation_gradient::<B>(x, affine, Some(residual), grad, Some(activation));
+    let dz = preactivation_gradient::<B>(x, affine, Some(residual), grad, activation);
     let dx = B::float_mul(dz.clone(), scale);
     (narrow::<B>(dx, dtype), narrow::<B>(dz, dtype))
 }
@@ -174,10 +174,9 @@ pub(super) fn sums<B: Backend>(
     affine: FloatTensor<B>,
     residual: Option<FloatTensor<B>>,
     grad: FloatTensor<B>,
-    activation: Option<Pair>,
+    activation: NormActivation<B>,
 ) -> FloatTensor<B> {
-    let dz = preactivation_gradient::<B>(x.clone(), affine.clone(), residual, grad, activation);
-    sums_over::<B>(dz, x, affine)
+    gradient_and_sums::<B>(x, affine, residual, grad, activation).1
 }
 
 pub(super) fn residual_sums<B: Backend>(
@@ -185,23 +184,44 @@ pub(super) fn residual_sums<B: Backend>(
     affine: FloatTensor<B>,
     residual: FloatTensor<B>,
     grad: FloatTensor<B>,
-    activation: Pair,
+    activation: NormActivation<B>,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
     let dtype = x.dtype();
-    let residual = Some(residual);
-    let dz =
-        preactivation_gradient::<B>(x.clone(), affine.clone(), residual, grad, Some(activation));
-    let sums = sums_over::<B>(dz.clone(), x, affine);
+    let (dz, sums) = gradient_and_sums::<B>(x, affine, Some(residual), grad, activation);
     (narrow::<B>(dz, dtype), sums)
 }
 
-fn sums_over<B: Backend>(
-    dz: FloatTensor<B>,
+/// dz in the type of the arithmetic, and the sums.
+fn gradient_and_sums<B: Backend>(
     x: FloatTensor<B>,
     affine: FloatTensor<B>,
-) -> FloatTensor<B> {
-    let x = widen::<B>(x);
-    let [mean, _, _] = rows::<B, 3>(affine, &x);
-    let product = B::float_mul(dz.clone(), B::float_sub(x, mean));
-    stack::<B, 2>([reduce::<B>(dz, B::float_sum_dim), reduce::<B>(product, B::float_sum_dim)])
+    residual: Option<FloatTensor<B>>,
+    grad: FloatTensor<B>,
+    activation: NormActivation<B>,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let dz = preactivation_gradient::<B>(
+        x.clone(),
+        affine.clone(),
+        residual.clone(),
+        grad.clone(),
+        activation.clone(),
+    );
+    let wide = widen::<B>(x.clone());
+    let [mean, _, _] = rows::<B, 3>(affine.clone(), &x);
+    let product = B::float_mul(dz.clone(), B::float_sub(wide, mean));
+    let of_channels = |terms| reduce::<B>(terms, B::float_sum_dim);
+    let (first, second) = (of_channels(dz.clone()), of_channels(product));
+    let NormActivation::Learned(curve, parameters) = activation else {
+        return (dz, stack::<B, 2>([first, second]));
+    };
+    let z = preactivation::<B>(x, affine, residual);
+    let grad = widen::<B>(grad);
+    let mut of_parameters = parameter_slopes::<B>(z, parameters, curve)
+        .into_iter()
+        .map(|slope| of_channels(B::float_mul(grad.clone(), slope)));
+    let of_a = of_parameters.next().expect("a learned curve has parameters");
+    let of_b = of_parameters
+        .next()
+        .unwrap_or_else(|| B::float_zeros(of_a.shape(), &of_a.device(), of_a.dtype().into()));
+    (dz, stack::<B, 4>([first, second, of_a, of_b]))
 }

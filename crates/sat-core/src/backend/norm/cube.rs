@@ -8,9 +8,12 @@
 use super::{
     super::{
         Pair,
-        cube::{Fixed, elem_type, fixed_slope, fixed_value, is_composed, permuted, vector_size},
+        cube::{
+            Fixed, elem_type, fixed_slope, fixed_value, is_composed, learned_slope, learned_value,
+            parameter_slope, permuted, read_parameters, vector_size,
+        },
     },
-    NormBackend, Optional, composed,
+    NormActivation, NormBackend, Optional, composed,
 };
 use crate::{
     curve::{Curve, Formula, Visitor},
@@ -39,14 +42,14 @@ impl NormBackend for CubeBackend {
         x: FloatTensor<Self>,
         affine: FloatTensor<Self>,
         residual: Optional<Self>,
-        activation: Option<Pair>,
+        activation: NormActivation<Self>,
     ) -> FloatTensor<Self> {
         let residual = residual.into_option();
         if is_left_out(&x) {
             return composed::forward::<Self>(x, affine, residual, activation);
         }
-        let curve = activation.map(|pair| pair.value);
-        visit(curve, Forward { x, affine, residual })
+        let (curve, parameters) = curve_of(activation, |pair| pair.value);
+        visit(curve, Forward { x, affine, residual, parameters })
     }
 
     fn channel_statistics(x: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -61,17 +64,16 @@ impl NormBackend for CubeBackend {
         affine: FloatTensor<Self>,
         residual: Optional<Self>,
         grad: FloatTensor<Self>,
-        activation: Option<Pair>,
+        activation: NormActivation<Self>,
         correction: Optional<Self>,
     ) -> FloatTensor<Self> {
         let (residual, correction) = (residual.into_option(), correction.into_option());
         if is_left_out(&x) {
             return composed::backward::<Self>(x, affine, residual, grad, activation, correction);
         }
-        let slope = activation.map(|pair| pair.slope());
-        let (dx, _) =
-            visit(slope, Backward { x, affine, residual, grad, correction, dz: Dz::Dropped });
-        dx
+        let (slope, parameters) = curve_of(activation, |pair| pair.slope());
+        let dz = Dz::Dropped;
+        visit(slope, Backward { x, affine, residual, grad, parameters, correction, dz }).0
     }
 
     fn affine_activation_backward_both(
@@ -79,14 +81,15 @@ impl NormBackend for CubeBackend {
         affine: FloatTensor<Self>,
         residual: FloatTensor<Self>,
         grad: FloatTensor<Self>,
-        activation: Pair,
+        activation: NormActivation<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         if is_left_out(&x) {
             return composed::backward_both::<Self>(x, affine, residual, grad, activation);
         }
-        let residual = Some(residual);
-        let backward = Backward { x, affine, residual, grad, correction: None, dz: Dz::Kept };
-        let (dx, dz) = visit(Some(activation.slope()), backward);
+        let (slope, parameters) = curve_of(activation, |pair| pair.slope());
+        let (residual, correction, dz) = (Some(residual), None, Dz::Kept);
+        let (dx, dz) =
+            visit(slope, Backward { x, affine, residual, grad, parameters, correction, dz });
         (dx, dz.expect("dz is kept"))
     }
 
@@ -95,14 +98,14 @@ impl NormBackend for CubeBackend {
         affine: FloatTensor<Self>,
         residual: Optional<Self>,
         grad: FloatTensor<Self>,
-        activation: Option<Pair>,
+        activation: NormActivation<Self>,
     ) -> FloatTensor<Self> {
         let residual = residual.into_option();
         if is_left_out(&x) {
             return composed::sums::<Self>(x, affine, residual, grad, activation);
         }
-        let slope = activation.map(|pair| pair.slope());
-        visit(slope, Sums { x, affine, residual, grad, dz: Dz::Dropped }).1
+        let (slope, parameters) = curve_of(activation, |pair| pair.slope());
+        visit(slope, Sums { x, affine, residual, grad, parameters, dz: Dz::Dropped }).1
     }
 
     fn affine_activation_residual_sums(
@@ -110,13 +113,14 @@ impl NormBackend for CubeBackend {
         affine: FloatTensor<Self>,
         residual: FloatTensor<Self>,
         grad: FloatTensor<Self>,
-        activation: Pair,
+        activation: NormActivation<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         if is_left_out(&x) {
             return composed::residual_sums::<Self>(x, affine, residual, grad, activation);
         }
-        let sums = Sums { x, affine, residual: Some(residual), grad, dz: Dz::Kept };
-        let (dz, sums) = visit(Some(activation.slope()), sums);
+        let (slope, parameters) = curve_of(activation, |pair| pair.slope());
+        let (residual, dz) = (Some(residual), Dz::Kept);
+        let (dz, sums) = visit(slope, Sums { x, affine, residual, grad, parameters, dz });
         (dz.expect("dz is kept"), sums)
     }
 }
@@ -139,6 +143,17 @@ impl Formula for Identity {
     }
     fn curvature_bound(_: [f64; 2]) -> f64 {
         0.0
+    }
+}
+
+/// One of the curves of an activation, and learned parameters in the type the kernels compute in.
+fn curve_of(
+    activation: NormActivation<CubeBackend>,
+    choose: fn(Pair) -> Curve,
+) -> (Option<Curve>, Option<CubeTensor>) {
+    match activation.into_parts() {
+        None => (None, None),
+        Some((pair, parameters)) => (Some(choose(pair)), parameters.map(single)),
     }
 }
 
@@ -285,6 +300,7 @@ struct Forward {
     x: CubeTensor,
     affine: CubeTensor,
     residual: Option<CubeTensor>,
+    parameters: Option<CubeTensor>,
 }
 
 impl Visitor for Forward {
@@ -315,6 +331,7 @@ impl Visitor for Forward {
                 x.into_linear_view(),
                 residual.map(CubeTensor::into_linear_view).into(),
                 affine.into_linear_view(),
+                self.parameters.map(CubeTensor::into_linear_view).into(),
                 y.view(),
                 vectors.columns,
                 vectors.run,
@@ -338,6 +355,7 @@ struct Backward {
     affine: CubeTensor,
     residual: Option<CubeTensor>,
     grad: CubeTensor,
+    parameters: Option<CubeTensor>,
     correction: Option<CubeTensor>,
     dz: Dz,
 }
@@ -378,6 +396,7 @@ impl Visitor for Backward {
                 x.into_linear_view(),
                 residual.map(CubeTensor::into_linear_view).into(),
                 affine.into_linear_view(),
+                self.parameters.map(CubeTensor::into_linear_view).into(),
                 correction.map(CubeTensor::into_linear_view).into(),
                 dz.as_ref().map(Target::view).into(),
                 dx.view(),
@@ -448,9 +467,10 @@ impl Shares {
         CubeDim::new_1d((self.tile.width * self.tile.height) as u32)
     }
 
-    fn cubes(&self, parts: usize) -> CubeCount {
+    /// Cubes for all columns, so many times.
+    fn cubes(&self, times: usize) -> CubeCount {
         let first = self.tiles.min(self.most);
-        CubeCount::Static(first as u32, self.tiles.div_ceil(first) as u32, parts as u32)
+        CubeCount::Static(first as u32, self.tiles.div_ceil(first) as u32, times as u32)
     }
 }
 
@@ -459,6 +479,7 @@ struct Sums {
     affine: CubeTensor,
     residual: Option<CubeTensor>,
     grad: CubeTensor,
+    parameters: Option<CubeTensor>,
     dz: Dz,
 }
 
@@ -476,7 +497,9 @@ impl Visitor for Sums {
         let vectors = Vectors::new(&planes, &inputs, &[&affine], LONGEST);
         let client = x.client.clone();
         let shares = Shares::new(&client, &vectors);
-        let sums = |parts| fresh(&x, Shape::from([2, parts * planes.channels]), DType::F32);
+        // Rows of sums, in pairs.
+        let pairs = if self.parameters.is_some() { 2 } else { 1 };
+        let sums = |parts| fresh(&x, Shape::from([2 * pairs, parts * planes.channels]), DType::F32);
         let (partial, total) = (sums(shares.parts), sums(1));
         let (dtype, elem) = (x.dtype, elem_type(x.dtype));
         // SAFETY: units go over the columns there are and over the vectors a column has; the views of
@@ -493,6 +516,7 @@ impl Visitor for Sums {
                 x.into_linear_view(),
                 residual.map(CubeTensor::into_linear_view).into(),
                 affine.into_linear_view(),
+                self.parameters.map(CubeTensor::into_linear_view).into(),
                 dz.as_ref().map(Target::view).into(),
                 partial.clone().into_linear_view(),
                 vectors.columns,
@@ -505,7 +529,7 @@ impl Visitor for Sums {
             );
             total_sums::launch_unchecked(
                 &client,
-                shares.cubes(1),
+                shares.cubes(pairs),
                 shares.dim(),
                 vectors.address,
                 vectors.sizes[1],
@@ -516,7 +540,7 @@ impl Visitor for Sums {
                 shares.tile,
             );
         }
-        let total = reshape(total, Shape::from([2, planes.channels]));
+        let total = reshape(total, Shape::from([2 * pairs, planes.channels]));
         (dz.map(|dz| planes.restore(dz.tensor)), widened(total, dtype))
     }
 }
@@ -614,11 +638,46 @@ fn preactivation<E: Float, N: Size>(
     z
 }
 
+/// f(z)
+#[cube]
+fn value_of<F: Formula, N: Size>(
+    z: Vector<f32, N>,
+    #[comptime] fixed: Fixed,
+    parameters: &ComptimeOption<LinearView<'_, f32>>,
+) -> Vector<f32, N> {
+    #[comptime]
+    match parameters {
+        ComptimeOption::Some(parameters) => {
+            let (a, b) = read_parameters::<N>(parameters);
+            learned_value::<F, N>(z, a, b)
+        }
+        ComptimeOption::None => fixed_value::<F, N>(z, fixed),
+    }
+}
+
+/// f'(z)
+#[cube]
+fn slope_of<F: Formula, N: Size>(
+    z: Vector<f32, N>,
+    #[comptime] fixed: Fixed,
+    parameters: &ComptimeOption<LinearView<'_, f32>>,
+) -> Vector<f32, N> {
+    #[comptime]
+    match parameters {
+        ComptimeOption::Some(parameters) => {
+            let (a, b) = read_parameters::<N>(parameters);
+            learned_slope::<F, N>(z, a, b)
+        }
+        ComptimeOption::None => fixed_slope::<F, N>(z, fixed),
+    }
+}
+
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn forward<E: Float, N: Size, M: Size, F: Formula>(
     x: LinearView<'_, Vector<E, N>>,
     residual: ComptimeOption<LinearView<'_, Vector<E, N>>>,
     affine: LinearView<'_, Vector<f32, M>>,
+    parameters: ComptimeOption<LinearView<'_, f32>>,
     mut y: LinearViewMut<'_, Vector<E, N>>,
     columns: usize,
     run: usize,
@@ -631,7 +690,7 @@ fn forward<E: Float, N: Size, M: Size, F: Formula>(
     }
     let affine = affine_at::<N, M>(&affine, columns, at / run % columns);
     let z = preactivation::<E, N>(Vector::cast_from(x.read(at)), &affine, &residual, at);
-    y.write(at, Vector::cast_from(fixed_value::<F, N>(z, value)));
+    y.write(at, Vector::cast_from(value_of::<F, N>(z, value, &parameters)));
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -640,6 +699,7 @@ fn backward<E: Float, N: Size, M: Size, F: Formula>(
     x: LinearView<'_, Vector<E, N>>,
     residual: ComptimeOption<LinearView<'_, Vector<E, N>>>,
     affine: LinearView<'_, Vector<f32, M>>,
+    parameters: ComptimeOption<LinearView<'_, f32>>,
     correction: ComptimeOption<LinearView<'_, Vector<f32, M>>>,
     mut dz_out: ComptimeOption<LinearViewMut<'_, Vector<E, N>>>,
     mut dx_out: LinearViewMut<'_, Vector<E, N>>,
@@ -656,7 +716,8 @@ fn backward<E: Float, N: Size, M: Size, F: Formula>(
     let affine = affine_at::<N, M>(&affine, columns, column);
     let x = Vector::<f32, N>::cast_from(x.read(at));
     let z = preactivation::<E, N>(x, &affine, &residual, at);
-    let dz = Vector::<f32, N>::cast_from(grad.read(at)) * fixed_slope::<F, N>(z, slope);
+    let slope = slope_of::<F, N>(z, slope, &parameters);
+    let dz = Vector::<f32, N>::cast_from(grad.read(at)) * slope;
     let mut dx = dz * affine.scale;
     #[comptime]
     match &correction {
@@ -703,6 +764,7 @@ fn partial_sums<E: Float, N: Size, M: Size, F: Formula>(
     x: LinearView<'_, Vector<E, N>>,
     residual: ComptimeOption<LinearView<'_, Vector<E, N>>>,
     affine: LinearView<'_, Vector<f32, M>>,
+    parameters: ComptimeOption<LinearView<'_, f32>>,
     mut dz_out: ComptimeOption<LinearViewMut<'_, Vector<E, N>>>,
     mut sums: LinearViewMut<'_, Vector<f32, M>>,
     columns: usize,
@@ -716,6 +778,8 @@ fn partial_sums<E: Float, N: Size, M: Size, F: Formula>(
     let column = unit_column(tile);
     let mut first = Vector::<f32, N>::new(0.0);
     let mut second = Vector::<f32, N>::new(0.0);
+    let mut of_a = Vector::<f32, N>::new(0.0);
+    let mut of_b = Vector::<f32, N>::new(0.0);
     if column < columns {
         let affine = affine_at::<N, M>(&affine, columns, column);
         let start = CUBE_POS_Z as usize * part;
@@ -726,10 +790,20 @@ fn partial_sums<E: Float, N: Size, M: Size, F: Formula>(
             let at = (i / run * columns + column) * run + i % run;
             let x = Vector::<f32, N>::cast_from(x.read(at));
             let z = preactivation::<E, N>(x, &affine, &residual, at);
-            let dz = Vector::<f32, N>::cast_from(grad.read(at)) * fixed_slope::<F, N>(z, slope);
+            let grad = Vector::<f32, N>::cast_from(grad.read(at));
+            let dz = grad * slope_of::<F, N>(z, slope, &parameters);
             #[comptime]
             match &mut dz_out {
                 ComptimeOption::Some(out) => out.write(at, Vector::cast_from(dz)),
+                ComptimeOption::None => {}
+            }
+            #[comptime]
+            match &parameters {
+                ComptimeOption::Some(parameters) => {
+                    let (a, b) = read_parameters::<N>(parameters);
+                    of_a += grad * parameter_slope::<F, N>(z, a, b, 0usize);
+                    of_b += grad * parameter_slope::<F, N>(z, a, b, 1usize);
+                }
                 ComptimeOption::None => {}
             }
             first += dz;
@@ -748,6 +822,19 @@ fn partial_sums<E: Float, N: Size, M: Size, F: Formula>(
         column < columns,
         tile,
     );
+    #[comptime]
+    match &parameters {
+        ComptimeOption::Some(_) => write_sums::<M>(
+            collapsed::<N, M>(of_a),
+            collapsed::<N, M>(of_b),
+            &mut sums,
+            at + 2 * second_row,
+            second_row,
+            column < columns,
+            tile,
+        ),
+        ComptimeOption::None => {}
+    }
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -759,17 +846,19 @@ fn total_sums<M: Size>(
     #[comptime] tile: Tile,
 ) {
     let column = unit_column(tile);
+    let pair = CUBE_POS_Z as usize;
     let mut first = Vector::<f32, M>::new(0.0);
     let mut second = Vector::<f32, M>::new(0.0);
     if column < columns {
         let mut part = unit_row(tile);
         while part < count {
-            first += parts.read(part * columns + column);
-            second += parts.read((count + part) * columns + column);
+            first += parts.read((2 * pair * count + part) * columns + column);
+            second += parts.read(((2 * pair + 1) * count + part) * columns + column);
             part += tile.height;
         }
     }
-    write_sums::<M>(first, second, &mut sums, column, columns, column < columns, tile);
+    let at = 2 * pair * columns + column;
+    write_sums::<M>(first, second, &mut sums, at, columns, column < columns, tile);
 }
 
 /// Adds up what the units of each column have and writes it at a position and so many positions

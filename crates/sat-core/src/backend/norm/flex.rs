@@ -6,11 +6,12 @@
 
 use super::{
     super::{
-        Pair,
-        flex::{BLOCK, CHUNK, SERIAL, Stored, Work, by_dtype, for_each_instruction_set, moved},
+        flex::{
+            BLOCK, CHUNK, SERIAL, Stored, Work, by_dtype, for_each_instruction_set, moved, numbers,
+        },
         threads::share,
     },
-    NormBackend, Optional,
+    NormActivation, NormBackend, Optional,
 };
 use crate::{
     curve::{Curve, Formula, Visitor},
@@ -37,7 +38,7 @@ impl NormBackend for Flex {
         x: FloatTensor<Self>,
         affine: FloatTensor<Self>,
         residual: Optional<Self>,
-        activation: Option<Pair>,
+        activation: NormActivation<Self>,
     ) -> FloatTensor<Self> {
         by_dtype!(x.dtype(), E => {
             let (planes, [x], residual) = aligned([x], residual.into_option());
@@ -62,7 +63,7 @@ impl NormBackend for Flex {
         affine: FloatTensor<Self>,
         residual: Optional<Self>,
         grad: FloatTensor<Self>,
-        activation: Option<Pair>,
+        activation: NormActivation<Self>,
         correction: Optional<Self>,
     ) -> FloatTensor<Self> {
         by_dtype!(x.dtype(), E => {
@@ -88,11 +89,11 @@ impl NormBackend for Flex {
         affine: FloatTensor<Self>,
         residual: FloatTensor<Self>,
         grad: FloatTensor<Self>,
-        activation: Pair,
+        activation: NormActivation<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         by_dtype!(x.dtype(), E => {
             let (planes, [x, grad], residual) = aligned([x, grad], Some(residual));
-            let z = Preactivation::<E>::new(planes, Some(&x), &affine, &residual, Some(activation));
+            let z = Preactivation::<E>::new(planes, Some(&x), &affine, &residual, activation);
             let layout = moved(grad.tensor.layout(), grad.start);
             let n = layout.num_elements();
             let mut dx = Vec::<E>::with_capacity(n);
@@ -115,19 +116,17 @@ impl NormBackend for Flex {
         affine: FloatTensor<Self>,
         residual: Optional<Self>,
         grad: FloatTensor<Self>,
-        activation: Option<Pair>,
+        activation: NormActivation<Self>,
     ) -> FloatTensor<Self> {
         by_dtype!(x.dtype(), E => {
             let (planes, [x, grad], residual) = aligned([x, grad], residual.into_option());
             let z = Preactivation::<E>::new(planes, Some(&x), &affine, &residual, activation);
             let n = grad.tensor.layout().num_elements();
             let grad = &grad.elements::<E>()[..n];
-            let sums = Sums::over_chunks(planes, n, |range, sums| {
+            let sums = Sums::over_chunks(planes, z.activation.learned, n, |range, sums| {
                 let mut dz = buffer::<E>();
                 for (at, grad) in blocks(range.start, &grad[range]) {
-                    let dz = &mut dz[..grad.len()];
-                    z.gradient(at, grad, dz);
-                    z.add_to(sums, at, dz);
+                    z.gradient_and_sums(at, grad, &mut dz[..grad.len()], sums);
                 }
             });
             sums.into_tensor::<E>()
@@ -139,17 +138,17 @@ impl NormBackend for Flex {
         affine: FloatTensor<Self>,
         residual: FloatTensor<Self>,
         grad: FloatTensor<Self>,
-        activation: Pair,
+        activation: NormActivation<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         by_dtype!(x.dtype(), E => {
             let (planes, [x, grad], residual) = aligned([x, grad], Some(residual));
-            let z = Preactivation::<E>::new(planes, Some(&x), &affine, &residual, Some(activation));
-            let start = || Sums::new(planes);
+            let z = Preactivation::<E>::new(planes, Some(&x), &affine, &residual, activation);
+            let learned = z.activation.learned;
+            let start = || Sums::new(planes, learned);
             let (dz, sums) = rewrite::<E, _>(grad, start, |sums, at, grad, dz| {
-                z.gradient(at, grad, dz);
-                z.add_to(sums, at, dz);
+                z.gradient_and_sums(at, grad, dz, sums);
             });
-            (dz, Sums::total(planes, sums).into_tensor::<E>())
+            (dz, Sums::total(planes, learned, sums).into_tensor::<E>())
         })
     }
 }
@@ -303,7 +302,7 @@ impl<'a, E: Stored> Preactivation<'a, E> {
         x: Option<&'a Dense>,
         affine: &FlexTensor,
         residual: &'a Option<Dense>,
-        activation: Option<Pair>,
+        activation: NormActivation<Flex>,
     ) -> Self {
         let [mean, scale, shift] = [0, 1, 2].map(|row| vector::<E>(affine, row));
         let x = x.map_or(&[][..], Dense::elements);
@@ -336,8 +335,18 @@ impl<'a, E: Stored> Preactivation<'a, E> {
         E::with_read(grad, |grad| self.activation.gradient(dz, grad));
     }
 
-    /// Adds dz and dz (x - m) to the sums.
-    fn add_to(&self, sums: &mut Sums, at: usize, dz: &[E::Work]) {
+    /// The same, added to the sums with dz (x - m) and, if parameters are learned, their terms.
+    fn gradient_and_sums(&self, at: usize, grad: &[E], dz: &mut [E::Work], sums: &mut Sums) {
+        if self.activation.learned == 0 {
+            self.gradient(at, grad, dz);
+        } else {
+            self.compute(at, self.x_at(at, dz.len()), dz);
+            E::with_read(grad, |grad| {
+                let terms = self.activation.parameter_sums(dz, grad);
+                sums.parameters.iter_mut().zip(terms).for_each(|(sum, term)| *sum += term);
+                self.activation.gradient(dz, grad);
+            });
+        }
         let sums = [&mut sums.first[..], &mut sums.second[..]];
         E::with_read(self.x_at(at, dz.len()), |x| {
             gradient_sums(self.planes, at, x, dz, &self.mean, sums);
@@ -349,33 +358,47 @@ impl<'a, E: Stored> Preactivation<'a, E> {
 struct ActivationLoops<W> {
     value: Option<CurveLoops<W>>,
     slope: Option<CurveLoops<W>>,
+    /// The rows of sums for learned parameters: 0 or 2.
+    learned: usize,
 }
 
-/// The loops of a curve and its parameter.
+/// The loops of a curve and its parameters.
 struct CurveLoops<W> {
     values: fn(&mut [W], [f64; 2]),
     gradient: fn(&mut [W], &[W], [f64; 2]),
+    parameter_sums: fn(&[W], &[W], [f64; 2]) -> [f64; 2],
     parameters: [f64; 2],
 }
 
 impl<W: Work> CurveLoops<W> {
-    fn of(curve: Curve) -> Self {
-        struct Lookup<W>(PhantomData<W>);
+    /// With the curve's own parameters, or with others.
+    fn of(curve: Curve, learned: Option<[f64; 2]>) -> Self {
+        struct Lookup<W>(Option<[f64; 2]>, PhantomData<W>);
         impl<W: Work> Visitor for Lookup<W> {
             type Output = CurveLoops<W>;
-            fn visit<F: Formula>(self, parameters: [f64; 2]) -> CurveLoops<W> {
-                CurveLoops { values: W::values::<F>, gradient: gradient::<W, F>, parameters }
+            fn visit<F: Formula>(self, fixed: [f64; 2]) -> CurveLoops<W> {
+                CurveLoops {
+                    values: W::values::<F>,
+                    gradient: gradient::<W, F>,
+                    parameter_sums: W::parameter_sums::<F>,
+                    parameters: self.0.unwrap_or(fixed),
+                }
             }
         }
-        curve.visit(Lookup(PhantomData))
+        curve.visit(Lookup(learned, PhantomData))
     }
 }
 
 impl<W: Work> ActivationLoops<W> {
-    fn new(activation: Option<Pair>) -> Self {
+    fn new(activation: NormActivation<Flex>) -> Self {
+        let Some((pair, parameters)) = activation.into_parts() else {
+            return Self { value: None, slope: None, learned: 0 };
+        };
+        let parameters = parameters.as_ref().map(numbers);
         Self {
-            value: activation.map(|pair| CurveLoops::of(pair.value)),
-            slope: activation.map(|pair| CurveLoops::of(pair.slope())),
+            value: Some(CurveLoops::of(pair.value, parameters)),
+            slope: Some(CurveLoops::of(pair.slope(), parameters)),
+            learned: parameters.map_or(0, |parameters| parameters.len()),
         }
     }
 
@@ -395,6 +418,12 @@ impl<W: Work> ActivationLoops<W> {
         if let Some(curve) = &self.slope {
             (curve.gradient)(z, grad, curve.parameters);
         }
+    }
+
+    /// The sums of grad df/da and grad df/db.
+    fn parameter_sums(&self, z: &[W], grad: &[W]) -> [f64; 2] {
+        let sums = |curve: &CurveLoops<W>| (curve.parameter_sums)(z, grad, curve.parameters);
+        self.value.as_ref().map_or([0.0; 2], sums)
     }
 }
 
@@ -483,46 +512,63 @@ impl<'a, E: Stored> SecondOutput<'a, E> {
 
 // --- Reductions ---
 
-/// Two sums for each channel.
+/// Two sums for each channel, and those for learned parameters.
 struct Sums {
     first: Vec<f64>,
     second: Vec<f64>,
+    parameters: Vec<f64>,
 }
 
 impl Sums {
-    fn new(planes: Planes) -> Self {
-        Self { first: vec![0.0; planes.channels], second: vec![0.0; planes.channels] }
+    fn new(planes: Planes, learned: usize) -> Self {
+        let zeros = || vec![0.0; planes.channels];
+        Self { first: zeros(), second: zeros(), parameters: vec![0.0; learned] }
     }
 
     /// Sums over chunks of [`CHUNK`] elements, added up in order, so that the result does not depend
     /// on the number of threads.
-    fn over_chunks(planes: Planes, n: usize, f: impl Fn(Range<usize>, &mut Sums) + Sync) -> Self {
+    fn over_chunks(
+        planes: Planes,
+        learned: usize,
+        n: usize,
+        f: impl Fn(Range<usize>, &mut Sums) + Sync,
+    ) -> Self {
         let over_chunk = |chunk| {
-            let mut sums = Sums::new(planes);
+            let mut sums = Sums::new(planes, learned);
             f(chunk * CHUNK..n.min((chunk + 1) * CHUNK), &mut sums);
             sums
         };
         let chunks = 0..n.div_ceil(CHUNK);
         if n <= SERIAL {
-            return Self::total(planes, chunks.map(over_chunk));
+            return Self::total(planes, learned, chunks.map(over_chunk));
         }
-        Self::total(planes, share(chunks, over_chunk))
+        Self::total(planes, learned, share(chunks, over_chunk))
     }
 
-    fn total(planes: Planes, all: impl IntoIterator<Item = Sums>) -> Self {
-        let mut total = Sums::new(planes);
+    fn total(planes: Planes, learned: usize, all: impl IntoIterator<Item = Sums>) -> Self {
+        let mut total = Sums::new(planes, learned);
+        let add = |total: &mut [f64], sums: Vec<f64>| {
+            total.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
+        };
         for sums in all {
-            total.first.iter_mut().zip(sums.first).for_each(|(total, sum)| *total += sum);
-            total.second.iter_mut().zip(sums.second).for_each(|(total, sum)| *total += sum);
+            add(&mut total.first, sums.first);
+            add(&mut total.second, sums.second);
+            add(&mut total.parameters, sums.parameters);
         }
         total
     }
 
-    /// `[2, channels]`
+    /// The two rows, and one for each learned parameter, whose sum stands at the first channel.
     fn into_tensor<E: Stored>(self) -> FlexTensor {
-        let shape = [2, self.first.len()];
-        let rows: Vec<E::Work> =
+        let channels = self.first.len();
+        let shape = [2 + self.parameters.len(), channels];
+        let mut rows: Vec<E::Work> =
             self.first.into_iter().chain(self.second).map(|sum| sum.elem()).collect();
+        for sum in self.parameters {
+            let at = rows.len();
+            rows.resize(at + channels, E::Work::ZERO);
+            rows[at] = sum.elem();
+        }
         FlexTensor::new(Bytes::from_elems(rows), Layout::contiguous(shape.into()), E::Work::dtype())
     }
 }
@@ -537,7 +583,7 @@ fn statistics<E: Stored>(planes: Planes, x: &[E]) -> FlexTensor {
             *first = E::with_read(core::slice::from_ref(x), |x| x[0]);
         }
     }
-    let mut sums = Sums::over_chunks(planes, x.len(), |range, sums| {
+    let mut sums = Sums::over_chunks(planes, 0, x.len(), |range, sums| {
         for (at, block) in blocks(range.start, &x[range]) {
             E::with_read(block, |x| {
                 let sums = [&mut sums.first[..], &mut sums.second[..]];

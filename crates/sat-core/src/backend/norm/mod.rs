@@ -7,7 +7,7 @@
 //! ```
 //!
 //! where the channel is the second axis of x and r, and m, s and b are the three rows of `affine`,
-//! `[3, channels]`. No activation means f(z) = z. Channel vectors (`affine`, statistics, sums) are in
+//! `[3, channels]`. Channel vectors (`affine`, statistics, sums) are in
 //! the type arithmetic is done in: `f64` for `f64` tensors and `f32` for all others.
 
 mod autodiff;
@@ -21,6 +21,7 @@ mod flex;
 pub(super) use flex::Number;
 
 use super::Pair;
+use crate::curve::Curve;
 use burn::backend::{Backend, ExtensionType, backend_extension, tensor::FloatTensor};
 
 /// An argument that may be left out. Burn's dispatch takes no `Option` of a tensor.
@@ -48,6 +49,28 @@ impl<B: Backend> Optional<B> {
     }
 }
 
+/// f, what stands behind the normalisation.
+#[derive(Clone, Debug, ExtensionType)]
+pub enum NormActivation<B: Backend> {
+    /// f(z) = z
+    Identity,
+    /// A curve with fixed parameters.
+    Fixed(Pair),
+    /// A curve with its parameters in a tensor of one axis; those that stand in the curve are not used.
+    Learned(Curve, FloatTensor<B>),
+}
+
+impl<B: Backend> NormActivation<B> {
+    /// The curves, and the parameters that are a tensor; nothing for the identity.
+    pub fn into_parts(self) -> Option<(Pair, Option<FloatTensor<B>>)> {
+        match self {
+            Self::Identity => None,
+            Self::Fixed(pair) => Some((pair, None)),
+            Self::Learned(curve, parameters) => Some((curve.into(), Some(parameters))),
+        }
+    }
+}
+
 /// The operations a backend offers for fused normalisation.
 ///
 /// Every method has a body composed of Burn's own primitives, so an empty implementation is a
@@ -63,25 +86,25 @@ impl<B: Backend> Optional<B> {
     Cube: cfg(feature = "cube"),
 )]
 pub trait NormBackend: Backend {
-    /// f(z), with gradients for x, affine and the residual.
+    /// f(z), with gradients for x, affine, the residual and learned parameters.
     fn affine_activation(
         x: FloatTensor<Self>,
         affine: FloatTensor<Self>,
         #[extension_type] residual: Optional<Self>,
-        activation: Option<Pair>,
+        #[extension_type] activation: NormActivation<Self>,
     ) -> FloatTensor<Self> {
         composed::forward::<Self>(x, affine, residual.into_option(), activation)
     }
 
     /// f(z) with the statistics of the batch: m is its mean, s = gamma/sqrt(variance + epsilon), and
     /// b = beta. Returns f(z) and what [`channel_statistics`](Self::channel_statistics) returns, with
-    /// gradients from f(z) alone to x, gamma, beta and the residual.
+    /// gradients from f(z) alone to x, gamma, beta, the residual and learned parameters.
     fn batch_norm_activation(
         x: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
         beta: FloatTensor<Self>,
         #[extension_type] residual: Optional<Self>,
-        activation: Option<Pair>,
+        #[extension_type] activation: NormActivation<Self>,
         epsilon: f64,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let statistics = Self::channel_statistics(x.clone());
@@ -102,7 +125,7 @@ pub trait NormBackend: Backend {
         affine: FloatTensor<Self>,
         #[extension_type] residual: Optional<Self>,
         grad: FloatTensor<Self>,
-        activation: Option<Pair>,
+        #[extension_type] activation: NormActivation<Self>,
         #[extension_type] correction: Optional<Self>,
     ) -> FloatTensor<Self> {
         let (residual, correction) = (residual.into_option(), correction.into_option());
@@ -115,18 +138,20 @@ pub trait NormBackend: Backend {
         affine: FloatTensor<Self>,
         residual: FloatTensor<Self>,
         grad: FloatTensor<Self>,
-        activation: Pair,
+        #[extension_type] activation: NormActivation<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         composed::backward_both::<Self>(x, affine, residual, grad, activation)
     }
 
-    /// The sums of dz and of dz (x - m) over each channel, `[2, channels]`.
+    /// The sums of dz and of dz (x - m) over each channel, `[2, channels]`. With learned parameters two
+    /// rows more, whose sums over the channels are those of grad df/da and of grad df/db, the latter
+    /// zero for a curve of one parameter: `[4, channels]`.
     fn affine_activation_sums(
         x: FloatTensor<Self>,
         affine: FloatTensor<Self>,
         #[extension_type] residual: Optional<Self>,
         grad: FloatTensor<Self>,
-        activation: Option<Pair>,
+        #[extension_type] activation: NormActivation<Self>,
     ) -> FloatTensor<Self> {
         composed::sums::<Self>(x, affine, residual.into_option(), grad, activation)
     }
@@ -138,7 +163,7 @@ pub trait NormBackend: Backend {
         affine: FloatTensor<Self>,
         residual: FloatTensor<Self>,
         grad: FloatTensor<Self>,
-        activation: Pair,
+        #[extension_type] activation: NormActivation<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         composed::residual_sums::<Self>(x, affine, residual, grad, activation)
     }
@@ -192,6 +217,14 @@ mod tests {
     const RESIDUAL: usize = 2;
     const GRAD: usize = 3;
 
+    /// An activation that is not yet on a device; learned parameters are the curve's.
+    #[derive(Clone, Copy, Debug)]
+    enum Plan {
+        Identity,
+        Fixed(Pair),
+        Learned(Curve),
+    }
+
     #[derive(Clone, Copy)]
     struct Place<'a> {
         device: &'a Device,
@@ -200,10 +233,25 @@ mod tests {
     }
 
     impl Place<'_> {
+        fn work(self) -> DType {
+            if self.dtype == DType::F64 { DType::F64 } else { DType::F32 }
+        }
+
         fn vectors(self, shape: [usize; 2], seed: usize) -> Primitive {
-            let work = if self.dtype == DType::F64 { DType::F64 } else { DType::F32 };
             let data = TensorData::new(numbers(shape.iter().product(), seed), shape);
-            Tensor::<2>::from_data(data, (self.device, work)).into_dispatch()
+            Tensor::<2>::from_data(data, (self.device, self.work())).into_dispatch()
+        }
+
+        fn activation(self, plan: Plan) -> NormActivation<Dispatch> {
+            match plan {
+                Plan::Identity => NormActivation::Identity,
+                Plan::Fixed(pair) => NormActivation::Fixed(pair),
+                Plan::Learned(curve) => {
+                    let data = TensorData::from(curve.parameters().as_slice());
+                    let parameters = Tensor::<1>::from_data(data, (self.device, self.work()));
+                    NormActivation::Learned(curve, parameters.into_dispatch())
+                }
+            }
         }
 
         fn images(self, shape: [usize; 4], seed: usize) -> Primitive {
@@ -260,13 +308,30 @@ mod tests {
         }
     }
 
+    /// The first two rows channel by channel, those of learned parameters as a whole.
+    #[track_caller]
+    fn assert_close_sums(got: Primitive, want: Primitive, dtype: DType, what: &str) {
+        let split = |sums: Primitive| {
+            let sums = Tensor::<2>::from_dispatch(sums);
+            let [rows, channels] = sums.dims();
+            let learned = sums.clone().slice([2..rows, 0..channels]).sum_dim(1);
+            (sums.slice([0..2, 0..channels]).into_dispatch(), learned.into_dispatch(), rows)
+        };
+        let ((got, got_learned, rows), (want, want_learned, want_rows)) = (split(got), split(want));
+        assert_eq!(rows, want_rows, "{what}");
+        assert_close::<2>(got, want, dtype, what);
+        if rows > 2 {
+            assert_close::<2>(got_learned, want_learned, dtype, what);
+        }
+    }
+
     /// Every operation on tensors at a place, beside the composed form on Flex.
-    fn compare(place: Place, shape: [usize; 4], activation: Option<Pair>, with_residual: bool) {
+    fn compare(place: Place, shape: [usize; 4], plan: Plan, with_residual: bool) {
         let Place { dtype, layout, .. } = place;
         let what = |operation: &str| {
             let residual = if with_residual { "with" } else { "without" };
             format!(
-                "{operation} on {:?}, {dtype:?} {shape:?} {layout:?}, {activation:?} {residual} residual",
+                "{operation} on {:?}, {dtype:?} {shape:?} {layout:?}, {plan:?} {residual} residual",
                 place.device
             )
         };
@@ -275,8 +340,9 @@ mod tests {
         let plain = Layout::Contiguous;
         let plain =
             Place { device: &flex, layout: if layout == Mixed { Mixed } else { plain }, dtype };
-        let work = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+        let work = place.work();
         let channels = shape[1];
+        let activation = |place: Place| place.activation(plan);
         let x = |place: Place| place.images(shape, X);
         let grad = |place: Place| place.images(shape, GRAD);
         let residual = |place: Place| with_residual.then(|| place.images(shape, RESIDUAL));
@@ -287,9 +353,14 @@ mod tests {
         let want = composed::statistics::<Dispatch>(x(plain));
         assert_close::<2>(got, want, work, &what("statistics"));
 
-        let got = Dispatch::affine_activation(x(place), affine(place), maybe(place), activation);
-        let want =
-            composed::forward::<Dispatch>(x(plain), affine(plain), residual(plain), activation);
+        let got =
+            Dispatch::affine_activation(x(place), affine(place), maybe(place), activation(place));
+        let want = composed::forward::<Dispatch>(
+            x(plain),
+            affine(plain),
+            residual(plain),
+            activation(plain),
+        );
         assert_close::<4>(got, want, dtype, &what("forward"));
 
         let got = Dispatch::affine_activation_sums(
@@ -297,16 +368,16 @@ mod tests {
             affine(place),
             maybe(place),
             grad(place),
-            activation,
+            activation(place),
         );
         let want = composed::sums::<Dispatch>(
             x(plain),
             affine(plain),
             residual(plain),
             grad(plain),
-            activation,
+            activation(plain),
         );
-        assert_close::<2>(got, want, work, &what("sums"));
+        assert_close_sums(got, want, work, &what("sums"));
 
         for corrected in [false, true] {
             let correction = |place: Place| corrected.then(|| place.vectors([2, channels], 5));
@@ -315,7 +386,7 @@ mod tests {
                 affine(place),
                 maybe(place),
                 grad(place),
-                activation,
+                activation(place),
                 correction(place).into(),
             );
             let want = composed::backward::<Dispatch>(
@@ -323,14 +394,13 @@ mod tests {
                 affine(plain),
                 residual(plain),
                 grad(plain),
-                activation,
+                activation(plain),
                 correction(plain),
             );
             assert_close::<4>(got, want, dtype, &what("backward"));
         }
 
-        let (Some(r), Some(want_r), Some(pair)) = (residual(place), residual(plain), activation)
-        else {
+        let (Some(r), Some(want_r)) = (residual(place), residual(plain)) else {
             return;
         };
         let (dx, dz) = Dispatch::affine_activation_backward_both(
@@ -338,14 +408,14 @@ mod tests {
             affine(place),
             r.clone(),
             grad(place),
-            pair,
+            activation(place),
         );
         let (want_dx, want_dz) = composed::backward_both::<Dispatch>(
             x(plain),
             affine(plain),
             want_r.clone(),
             grad(plain),
-            pair,
+            activation(plain),
         );
         assert_close::<4>(dx, want_dx, dtype, &what("both, dx"));
         assert_close::<4>(dz, want_dz, dtype, &what("both, dz"));
@@ -355,12 +425,17 @@ mod tests {
             affine(place),
             r,
             grad(place),
-            pair,
+            activation(place),
         );
-        let (want_dz, want_sums) =
-            composed::residual_sums::<Dispatch>(x(plain), affine(plain), want_r, grad(plain), pair);
+        let (want_dz, want_sums) = composed::residual_sums::<Dispatch>(
+            x(plain),
+            affine(plain),
+            want_r,
+            grad(plain),
+            activation(plain),
+        );
         assert_close::<4>(dz, want_dz, dtype, &what("residual sums, dz"));
-        assert_close::<2>(sums, want_sums, work, &what("residual sums"));
+        assert_close_sums(sums, want_sums, work, &what("residual sums"));
     }
 
     /// The composed bodies, computed with Flex's primitives, are what runs on the backends that have
@@ -378,9 +453,15 @@ mod tests {
                 }
                 for layout in [Contiguous, ChannelsLast, Strided, Mixed] {
                     let place = Place { device: &device, dtype, layout };
-                    for activation in [None, Some(Pair::from(Curve::Silu)), Some(probe)] {
+                    for plan in [
+                        Plan::Identity,
+                        Plan::Fixed(Curve::Silu.into()),
+                        Plan::Fixed(probe),
+                        Plan::Learned(Curve::SmoothRelu(3.0)),
+                        Plan::Learned(Curve::ShiftedSwish(1.5, 0.25)),
+                    ] {
                         for with_residual in [false, true] {
-                            compare(place, [3, 4, 5, 7], activation, with_residual);
+                            compare(place, [3, 4, 5, 7], plan, with_residual);
                         }
                     }
                 }
@@ -397,7 +478,7 @@ mod tests {
             for layout in [Contiguous, ChannelsLast] {
                 for shape in shapes {
                     let place = Place { device: &device, dtype: DType::F32, layout };
-                    compare(place, shape, Some(Curve::Silu.into()), true);
+                    compare(place, shape, Plan::Learned(Curve::Swish(1.0)), true);
                 }
             }
         }
