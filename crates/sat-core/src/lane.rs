@@ -79,10 +79,9 @@ impl<const FMA: bool> Single for Lane<FMA> {
 
     #[inline(always)]
     fn normalized(self) -> (i32, Self, Self) {
-        const SQRT_HALF: u32 = 0x3f35_04f3;
-        let bits = self.0.to_bits().wrapping_add(0x3f80_0000 - SQRT_HALF);
+        let bits = self.0.to_bits();
         let k = (bits >> 23) as i32 - 127;
-        (k, Self(k as f32), Self(f32::from_bits((bits & 0x007f_ffff) + SQRT_HALF)))
+        (k, Self(k as f32), Self(f32::from_bits(bits & 0x007f_ffff | 0x3f80_0000)))
     }
 }
 

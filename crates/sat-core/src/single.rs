@@ -23,13 +23,7 @@ pub(crate) trait Single: Value {
     /// The product as a rounded number and what rounding lost, for factors whose product is far from
     /// both ends of the range.
     fn exact_product(self, other: Self) -> (Self, Self);
-    /// `then` where self is a number, else `otherwise`.
-    #[inline(always)]
-    fn if_number(self, then: Self, otherwise: Self) -> Self {
-        let positive = self.clone().if_positive(then.clone(), otherwise);
-        self.if_nonpositive(then, positive)
-    }
-    /// x = 2^k y for a positive normal x, with y in [sqrt(1/2), sqrt(2)); k also as a number.
+    /// x = 2^k y for a positive normal x, with y in [1, 2); k also as a number.
     fn normalized(self) -> (Self::Exponent, Self, Self);
 }
 
@@ -116,26 +110,22 @@ pub(crate) fn times_sigmoid<S: Single>(x: S, t: S, rest: Option<S>) -> S {
 }
 
 #[inline(always)]
-pub(crate) fn ln_1p<S: Single>(input: S) -> S {
-    // A quarter of the largest f32 keeps the exponent arithmetic in range.
-    let u = input.clone().at_most(f64::from(f32::MAX) / 4.0);
-    let y = S::lit(1.0) + u.clone();
+pub(crate) fn ln_1p_series<S: Single>(t: S) -> (S, S, S) {
+    // 1 + t = 2^k (1 + f) with f in [0, 1): both terms of k ln 2 + ln(1+f) are positive, so none of
+    // their digits cancel.
+    let y = S::lit(1.0) + t.clone();
     let (exponent, k, fraction) = y.clone().normalized();
-    // What rounding 1 + u lost, brought to the scale of the fraction; for k = 0, f = u is exact.
-    let lost_small = u.clone() - (y.clone() - S::lit(1.0));
-    let lost_large = S::lit(1.0) - (y - u.clone());
-    let lost = (S::lit(1.0) - u.clone()).if_positive(lost_small, lost_large);
+    // What rounding 1 + t lost, brought to the scale of the fraction; for k = 0, f = t is exact.
+    let lost = S::lit(1.0) - (y - t.clone());
     let f = (fraction - S::lit(1.0)) + lost * S::inverse_power(exponent);
-    let f = k.clone().if_nonpositive(u, f);
+    let f = k.clone().if_nonpositive(t, f);
     let s = f.clone() / (S::lit(2.0) + f.clone());
     let square = s.clone() * s.clone();
-    let tail = square.clone() * atanh_tail(square);
+    let tail = atanh_tail(square.clone());
     // ln(1+f) = 2 s + 2 s^3 P = f - s (f - 2 s^2 P)
-    let log = (-s).fma(f.clone() - S::lit(2.0) * tail, f);
+    let log = (-s.clone()).fma(f.clone() - S::lit(2.0) * square * tail.clone(), f);
     let log = k.clone().fma(S::lit(LN2_LOW), log);
-    let log = k.fma(S::lit(LN2_HIGH), log);
-    // The integer arithmetic turns a NaN into a number.
-    input.clone().if_number(log, input)
+    (k.fma(S::lit(LN2_HIGH), log), s, tail)
 }
 
 #[inline(always)]
@@ -250,8 +240,8 @@ macro_rules! single_precision_functions {
             $crate::single::times_sigmoid(self, t, rest)
         }
         #[inline(always)]
-        fn ln_1p(self) -> Self {
-            $crate::single::ln_1p(self)
+        fn ln_1p_series(self) -> (Self, Self, Self) {
+            $crate::single::ln_1p_series(self)
         }
         #[inline(always)]
         fn ln_1p_unit(self) -> Self {

@@ -43,9 +43,10 @@ pub(crate) trait Value:
     }
     /// e^x - 1 for x <= 0, without cancellation near 0. Unspecified for positive x.
     fn exp_m1_nonpositive(self) -> Self;
-    /// ln(1 + u) for u >= 0.
-    fn ln_1p(self) -> Self;
-    /// ln(1 + u) for u in [0, 1]; cheaper than [`ln_1p`](Value::ln_1p).
+    /// ln(1 + t) for t in [0, 1e30]; and s = t/(2 + t) and [`atanh_tail`](Value::atanh_tail) of s^2, which
+    /// are right up to t = 0.99. Of NaN nothing is promised.
+    fn ln_1p_series(self) -> (Self, Self, Self);
+    /// ln(1 + u) for u in [0, 1]; cheaper than [`ln_1p_series`](Value::ln_1p_series).
     fn ln_1p_unit(self) -> Self;
     /// (atanh(s)/s - 1)/s^2 = 1/3 + z/5 + z^2/7 + ... as a function of z = s^2, for z in [0, 1/9].
     fn atanh_tail(self) -> Self;
@@ -108,8 +109,8 @@ impl Value for f64 {
     fn exp_m1_nonpositive(self) -> Self {
         f64::exp_m1(self)
     }
-    fn ln_1p(self) -> Self {
-        f64::ln_1p(self)
+    fn ln_1p_series(self) -> (Self, Self, Self) {
+        with_series(f64::ln_1p(self), self)
     }
     fn ln_1p_unit(self) -> Self {
         f64::ln_1p(self)
@@ -147,3 +148,10 @@ impl Value for f64 {
 
 /// 1/sqrt(2 pi)
 pub(crate) const FRAC_1_SQRT_2PI: f64 = 0.398_942_280_401_432_7;
+
+/// [`Value::ln_1p_series`] where ln(1 + t) is computed in another way.
+pub(crate) fn with_series<V: Value>(log: V, t: V) -> (V, V, V) {
+    let s = t.clone() / (V::lit(2.0) + t);
+    let tail = (s.clone() * s.clone()).at_most(1.0 / 9.0).atanh_tail();
+    (log, s, tail)
+}

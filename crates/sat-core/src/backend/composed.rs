@@ -2,7 +2,7 @@
 
 use crate::{
     curve::{Curve, Formula, Visitor},
-    value::{FRAC_1_SQRT_2PI, Value},
+    value::{FRAC_1_SQRT_2PI, Value, with_series},
 };
 use burn::{
     backend::{
@@ -254,11 +254,11 @@ impl<B: Backend> Value for Composed<B> {
             Constant(c) => Constant(c.exp_m1()),
         }
     }
-    fn ln_1p(self) -> Self {
-        self.map(B::float_log1p, f64::ln_1p)
+    fn ln_1p_series(self) -> (Self, Self, Self) {
+        with_series(self.clone().ln_1p_unit(), self)
     }
     fn ln_1p_unit(self) -> Self {
-        self.ln_1p()
+        self.map(B::float_log1p, f64::ln_1p)
     }
     fn atanh_tail(self) -> Self {
         // (1/9)^7/17 is below 2^-26, (1/9)^16/35 below 2^-55.

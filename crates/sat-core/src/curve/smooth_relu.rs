@@ -7,8 +7,8 @@ use crate::{curve::Formula, value::Value};
 /// finite.
 pub(crate) struct SmoothRelu;
 
-/// Up to here the series is used; s^2 <= 1/9 there.
-const SMALL: f64 = 1.0;
+/// Up to here the series is used.
+const SMALL: f64 = 0.99;
 /// a x is held here, far above where the curve is a straight line, so that it never overflows.
 const LARGE: f64 = 1e30;
 
@@ -20,23 +20,22 @@ fn arguments<V: Value>(x: V, a: V) -> (V, V) {
     (positive, t)
 }
 
-/// s, (1 - s)/2 = 1/(2+t) and w = s (1-s) P = 2 s P/(2+t), for t up to [`SMALL`]; then
+/// ln(1+t); and s, (1 - s)/2 = 1/(2+t) and w = s (1-s) P = 2 s P/(2+t) for t up to [`SMALL`], where
 /// f(x) = x s (1 - w).
 #[inline(always)]
-fn series<V: Value>(t: V) -> (V, V, V) {
-    let s = t.clone() / (V::lit(2.0) + t);
+fn series<V: Value>(t: V) -> (V, V, V, V) {
+    let (log, s, tail) = t.ln_1p_series();
     let half = V::lit(0.5) - V::lit(0.5) * s.clone();
-    let tail = (s.clone() * s.clone()).at_most(1.0 / 9.0).atanh_tail();
-    (s.clone(), half.clone(), V::lit(2.0) * s * half * tail)
+    (log, s.clone(), half.clone(), V::lit(2.0) * s * half * tail)
 }
 
 impl Formula for SmoothRelu {
     #[inline(always)]
     fn value<V: Value>(x: V, [a, _]: [V; 2]) -> V {
         let (x, t) = arguments(x, a.clone());
-        let (s, _, w) = series(t.clone());
+        let (log, s, _, w) = series(t.clone());
         let small = x.clone() * (-w).fma(s.clone(), s);
-        let large = x - t.clone().ln_1p() / a;
+        let large = x - log / a;
         (t - V::lit(SMALL)).if_positive(large, small)
     }
 
@@ -51,9 +50,9 @@ impl Formula for SmoothRelu {
     fn parameter_slopes<V: Value>(x: V, [a, _]: [V; 2]) -> [V; 2] {
         let (x, t) = arguments(x, a.clone());
         let recip = V::lit(1.0) / (V::lit(1.0) + t.clone());
-        let (_, half, w) = series(t.clone());
+        let (log, _, half, w) = series(t.clone());
         let small = x.clone() * (x * (recip.clone() - half * (V::lit(1.0) - w)));
-        let large = (t.clone().ln_1p() - t.clone() * recip) / (a.clone() * a);
+        let large = (log - t.clone() * recip) * (V::lit(1.0) / (a.clone() * a));
         [(t - V::lit(SMALL)).if_positive(large, small), V::lit(0.0)]
     }
 

@@ -64,18 +64,14 @@ mod step {
         to_integer(x: F<N>) -> I<N> { Vector::cast_from(x) }
         to_number(k: I<N>) -> F<N> { Vector::cast_from(k) }
         negative(k: I<N>) -> I<N> { -k }
-        // The bits of x, counted from those of sqrt(1/2).
-        shifted_bits(x: F<N>) -> I<N> {
-            let bits: Vector<i32, N> = Vector::reinterpret(x);
-            bits + Vector::new(0x3f80_0000 - 0x3f35_04f3)
-        }
+        bits(x: F<N>) -> I<N> { Vector::reinterpret(x) }
         high(x: F<N>) -> F<N> {
             let bits: Vector<u32, N> = Vector::reinterpret(x);
             Vector::reinterpret(bits & Vector::new(0xffff_f000))
         }
         exponent(bits: I<N>) -> I<N> { (bits >> Vector::new(23)) - Vector::new(127) }
         fraction(bits: I<N>) -> F<N> {
-            Vector::reinterpret((bits & Vector::new(0x007f_ffff)) + Vector::new(0x3f35_04f3))
+            Vector::reinterpret((bits & Vector::new(0x007f_ffff)) + Vector::new(0x3f80_0000))
         }
     }
 
@@ -233,7 +229,7 @@ impl<'a, N: Size> Single for Recorded<'a, N> {
     }
     fn normalized(self) -> (Self::Exponent, Self, Self) {
         let (scope, x) = self.vector();
-        let bits = step::shifted_bits::expand::<N>(scope, x);
+        let bits = step::bits::expand::<N>(scope, x);
         let k = step::exponent::expand::<N>(scope, copy(&bits));
         let number = step::to_number::expand::<N>(scope, copy(&k));
         let fraction = step::fraction::expand::<N>(scope, bits);

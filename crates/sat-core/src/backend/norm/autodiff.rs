@@ -75,30 +75,22 @@ impl<B: NormBackend, const N: usize> Start<B, N> {
             grad: grads.consume::<B>(&ops.node),
         }
     }
+}
 
-    /// The [sums](NormBackend::affine_activation_sums).
-    fn sums(&self) -> FloatTensor<B> {
-        let (x, affine, grad) = (self.x.clone(), self.affine.clone(), self.grad.clone());
-        B::affine_activation_sums(
-            x,
-            affine,
-            self.residual.clone().into(),
-            grad,
-            self.activation.clone(),
-        )
-    }
-
-    fn register_parameters(&self, sums: &FloatTensor<B>, grads: &mut Gradients) {
-        let (Some(node), NormActivation::Learned(_, parameters)) =
-            (self.of_parameters, &self.activation)
-        else {
-            return;
-        };
-        let (count, channels) = (parameters.shape().num_elements(), sums.shape()[1]);
-        let rows = B::float_slice(sums.clone(), &[(2..2 + count).into(), (0..channels).into()]);
-        let gradient = B::float_reshape(B::float_sum_dim(rows, 1), [count].into());
-        grads.register::<B>(node, narrow::<B>(gradient, parameters.dtype()));
-    }
+/// The gradient for learned parameters, from the [sums](NormBackend::affine_activation_sums).
+fn register_parameters<B: Backend>(
+    node: Option<NodeId>,
+    activation: &NormActivation<B>,
+    sums: &FloatTensor<B>,
+    grads: &mut Gradients,
+) {
+    let (Some(node), NormActivation::Learned(_, parameters)) = (node, activation) else {
+        return;
+    };
+    let (count, channels) = (parameters.shape().num_elements(), sums.shape()[1]);
+    let rows = B::float_slice(sums.clone(), &[(2..2 + count).into(), (0..channels).into()]);
+    let gradient = B::float_reshape(B::float_sum_dim(rows, 1), [count].into());
+    grads.register::<B>(node, narrow::<B>(gradient, parameters.dtype()));
 }
 
 /// The node of [`NormBackend::affine_activation`]. Parents: x, affine and, if there are any, the
@@ -124,34 +116,49 @@ impl<B: NormBackend> BatchNorm<B> {
         checkpointer: &mut Checkpointer,
     ) {
         let start = Start::<B, 3>::new(ops, grads, checkpointer);
+        let Start { x, residual, affine, activation, grad, of_residual, of_parameters, .. } = start;
+        let [of_x, of_gamma, of_beta] = start.of_first;
+        let learned = activation.clone();
         // dz is the gradient for the residual. Where it has to be written anyway, what follows starts
         // from it.
-        let is_identity = matches!(start.activation, NormActivation::Identity);
-        let (sums, dz) = match (start.of_residual, &start.residual) {
-            (Some(node), Some(residual)) if !is_identity => {
-                let (dz, sums) = B::affine_activation_residual_sums(
-                    start.x.clone(),
-                    start.affine.clone(),
-                    residual.clone(),
-                    start.grad.clone(),
-                    start.activation.clone(),
+        let (grad, sums, residual, activation) = match activation {
+            NormActivation::Identity => {
+                let (x, affine, grad) = (x.clone(), affine.clone(), grad.clone());
+                let sums = B::affine_activation_sums(
+                    x,
+                    affine,
+                    Optional::Absent,
+                    grad.clone(),
+                    activation,
                 );
-                grads.register::<B>(node, dz.clone());
-                (sums, Some(dz))
+                (grad, sums, None, NormActivation::Identity)
             }
-            (of_residual, _) => {
-                if let Some(node) = of_residual {
-                    grads.register::<B>(node, start.grad.clone());
-                }
-                (start.sums(), None)
+            activation if of_residual.is_some() => {
+                let (x, affine) = (x.clone(), affine.clone());
+                let (dz, sums) = B::affine_activation_gradient_and_sums(
+                    x,
+                    affine,
+                    residual.into(),
+                    grad,
+                    activation,
+                );
+                (dz, sums, None, NormActivation::Identity)
+            }
+            activation => {
+                let sums = B::affine_activation_sums(
+                    x.clone(),
+                    affine.clone(),
+                    residual.clone().into(),
+                    grad.clone(),
+                    activation.clone(),
+                );
+                (grad, sums, residual, activation)
             }
         };
-        start.register_parameters(&sums, grads);
-        let Start { x, affine, of_first: [of_x, of_gamma, of_beta], .. } = start;
-        let (grad, residual, activation) = match dz {
-            Some(dz) => (dz, None, NormActivation::Identity),
-            None => (start.grad, start.residual, start.activation),
-        };
+        if let Some(node) = of_residual {
+            grads.register::<B>(node, grad.clone());
+        }
+        register_parameters::<B>(of_parameters, &learned, &sums, grads);
         let [of_shift, of_scale] = [0, 1].map(|row| row_of::<B>(sums.clone(), row));
         let inverse = inverse_deviation::<B>(self.statistics, self.epsilon);
         if let Some(node) = of_gamma {
@@ -186,40 +193,47 @@ impl Affine {
         checkpointer: &mut Checkpointer,
     ) {
         let start = Start::<B, 2>::new(ops, grads, checkpointer);
+        let Start { x, residual, affine, activation, grad, of_residual, of_parameters, .. } = start;
         let [of_x, of_affine] = start.of_first;
-        if of_affine.is_some() || start.of_parameters.is_some() {
-            let sums = start.sums();
-            start.register_parameters(&sums, grads);
+        if of_affine.is_some() || of_parameters.is_some() {
+            let sums = B::affine_activation_sums(
+                x.clone(),
+                affine.clone(),
+                residual.clone().into(),
+                grad.clone(),
+                activation.clone(),
+            );
+            register_parameters::<B>(of_parameters, &activation, &sums, grads);
             if let Some(node) = of_affine {
                 let [of_shift, of_scale] = [0, 1].map(|row| row_of::<B>(sums.clone(), row));
-                let scale = row_of::<B>(start.affine.clone(), 1);
+                let scale = row_of::<B>(affine.clone(), 1);
                 let of_mean = B::float_neg(B::float_mul(of_shift.clone(), scale));
                 grads.register::<B>(node, stack::<B, 3>([of_mean, of_scale, of_shift]));
             }
         }
-        let Start { x, residual, affine, activation, grad, of_residual, .. } = start;
         let is_identity = matches!(activation, NormActivation::Identity);
-        match (of_residual, residual) {
+        let dx = match (of_residual, residual) {
             (Some(node), Some(residual)) if !is_identity => {
                 let (dx, dz) =
                     B::affine_activation_backward_both(x, affine, residual, grad, activation);
                 grads.register::<B>(node, dz);
-                if let Some(node) = of_x {
-                    grads.register::<B>(node, dx);
-                }
+                of_x.map(|node| (node, dx))
             }
             (of_residual, residual) => {
                 if let Some(node) = of_residual {
                     grads.register::<B>(node, grad.clone());
                 }
-                if let Some(node) = of_x {
+                of_x.map(|node| {
                     let (residual, constant) = (residual.into(), Optional::Absent);
                     let dx = B::affine_activation_backward(
                         x, affine, residual, grad, activation, constant,
                     );
-                    grads.register::<B>(node, dx);
-                }
+                    (node, dx)
+                })
             }
+        };
+        if let Some((node, dx)) = dx {
+            grads.register::<B>(node, dx);
         }
     }
 }

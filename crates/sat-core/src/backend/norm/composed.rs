@@ -179,20 +179,7 @@ pub(super) fn sums<B: Backend>(
     gradient_and_sums::<B>(x, affine, residual, grad, activation).1
 }
 
-pub(super) fn residual_sums<B: Backend>(
-    x: FloatTensor<B>,
-    affine: FloatTensor<B>,
-    residual: FloatTensor<B>,
-    grad: FloatTensor<B>,
-    activation: NormActivation<B>,
-) -> (FloatTensor<B>, FloatTensor<B>) {
-    let dtype = x.dtype();
-    let (dz, sums) = gradient_and_sums::<B>(x, affine, Some(residual), grad, activation);
-    (narrow::<B>(dz, dtype), sums)
-}
-
-/// dz in the type of the arithmetic, and the sums.
-fn gradient_and_sums<B: Backend>(
+pub(super) fn gradient_and_sums<B: Backend>(
     x: FloatTensor<B>,
     affine: FloatTensor<B>,
     residual: Option<FloatTensor<B>>,
@@ -211,6 +198,7 @@ fn gradient_and_sums<B: Backend>(
     let product = B::float_mul(dz.clone(), B::float_sub(wide, mean));
     let of_channels = |terms| reduce::<B>(terms, B::float_sum_dim);
     let (first, second) = (of_channels(dz.clone()), of_channels(product));
+    let dz = narrow::<B>(dz, x.dtype());
     let NormActivation::Learned(curve, parameters) = activation else {
         return (dz, stack::<B, 2>([first, second]));
     };

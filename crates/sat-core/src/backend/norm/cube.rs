@@ -108,19 +108,19 @@ impl NormBackend for CubeBackend {
         visit(slope, Sums { x, affine, residual, grad, parameters, dz: Dz::Dropped }).1
     }
 
-    fn affine_activation_residual_sums(
+    fn affine_activation_gradient_and_sums(
         x: FloatTensor<Self>,
         affine: FloatTensor<Self>,
-        residual: FloatTensor<Self>,
+        residual: Optional<Self>,
         grad: FloatTensor<Self>,
         activation: NormActivation<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let residual = residual.into_option();
         if is_left_out(&x) {
-            return composed::residual_sums::<Self>(x, affine, residual, grad, activation);
+            return composed::gradient_and_sums::<Self>(x, affine, residual, grad, activation);
         }
         let (slope, parameters) = curve_of(activation, |pair| pair.slope());
-        let (residual, dz) = (Some(residual), Dz::Kept);
-        let (dz, sums) = visit(slope, Sums { x, affine, residual, grad, parameters, dz });
+        let (dz, sums) = visit(slope, Sums { x, affine, residual, grad, parameters, dz: Dz::Kept });
         (dz.expect("dz is kept"), sums)
     }
 }

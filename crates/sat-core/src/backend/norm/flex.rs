@@ -133,15 +133,15 @@ impl NormBackend for Flex {
         })
     }
 
-    fn affine_activation_residual_sums(
+    fn affine_activation_gradient_and_sums(
         x: FloatTensor<Self>,
         affine: FloatTensor<Self>,
-        residual: FloatTensor<Self>,
+        residual: Optional<Self>,
         grad: FloatTensor<Self>,
         activation: NormActivation<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         by_dtype!(x.dtype(), E => {
-            let (planes, [x, grad], residual) = aligned([x, grad], Some(residual));
+            let (planes, [x, grad], residual) = aligned([x, grad], residual.into_option());
             let z = Preactivation::<E>::new(planes, Some(&x), &affine, &residual, activation);
             let learned = z.activation.learned;
             let start = || Sums::new(planes, learned);

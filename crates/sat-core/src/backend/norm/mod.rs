@@ -158,14 +158,14 @@ pub trait NormBackend: Backend {
 
     /// dz, which is the gradient for the residual, and the
     /// [sums](Self::affine_activation_sums) over it.
-    fn affine_activation_residual_sums(
+    fn affine_activation_gradient_and_sums(
         x: FloatTensor<Self>,
         affine: FloatTensor<Self>,
-        residual: FloatTensor<Self>,
+        #[extension_type] residual: Optional<Self>,
         grad: FloatTensor<Self>,
         #[extension_type] activation: NormActivation<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        composed::residual_sums::<Self>(x, affine, residual, grad, activation)
+        composed::gradient_and_sums::<Self>(x, affine, residual.into_option(), grad, activation)
     }
 }
 
@@ -400,42 +400,42 @@ mod tests {
             assert_close::<4>(got, want, dtype, &what("backward"));
         }
 
+        let (dz, sums) = Dispatch::affine_activation_gradient_and_sums(
+            x(place),
+            affine(place),
+            maybe(place),
+            grad(place),
+            activation(place),
+        );
+        let (want_dz, want_sums) = composed::gradient_and_sums::<Dispatch>(
+            x(plain),
+            affine(plain),
+            residual(plain),
+            grad(plain),
+            activation(plain),
+        );
+        assert_close::<4>(dz, want_dz, dtype, &what("gradient and sums, dz"));
+        assert_close_sums(sums, want_sums, work, &what("gradient and sums"));
+
         let (Some(r), Some(want_r)) = (residual(place), residual(plain)) else {
             return;
         };
         let (dx, dz) = Dispatch::affine_activation_backward_both(
             x(place),
             affine(place),
-            r.clone(),
+            r,
             grad(place),
             activation(place),
         );
         let (want_dx, want_dz) = composed::backward_both::<Dispatch>(
             x(plain),
             affine(plain),
-            want_r.clone(),
+            want_r,
             grad(plain),
             activation(plain),
         );
         assert_close::<4>(dx, want_dx, dtype, &what("both, dx"));
         assert_close::<4>(dz, want_dz, dtype, &what("both, dz"));
-
-        let (dz, sums) = Dispatch::affine_activation_residual_sums(
-            x(place),
-            affine(place),
-            r,
-            grad(place),
-            activation(place),
-        );
-        let (want_dz, want_sums) = composed::residual_sums::<Dispatch>(
-            x(plain),
-            affine(plain),
-            want_r,
-            grad(plain),
-            activation(plain),
-        );
-        assert_close::<4>(dz, want_dz, dtype, &what("residual sums, dz"));
-        assert_close_sums(sums, want_sums, work, &what("residual sums"));
     }
 
     /// The composed bodies, computed with Flex's primitives, are what runs on the backends that have
