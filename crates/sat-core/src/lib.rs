@@ -13,6 +13,7 @@
 //! | a module in a model | [`Activation`], built by [`ActivationConfig::init`] |
 //! | a normalisation and its activation in one operation | [`BatchNormAct`], built by [`BatchNormActConfig::init`] |
 //! | a convolution that is fast on the CPU | [`Conv2d`], in the place of Burn's |
+//! | global average pooling, and a gate on channels | [`channel_means`], [`scale_channels`] |
 //! | the step of an attack in Linf | [`sign_step`] |
 //! | a choice in a configuration file or on a command line | [`ActivationConfig`], `"silu".parse()` |
 //! | another gradient than the function's own | [`Gradient::Of`], `"relu~psoftplus:10"` |
@@ -45,6 +46,7 @@ mod backend;
 mod conv;
 mod curve;
 mod error;
+mod gate;
 #[cfg(feature = "flex")]
 mod lane;
 mod norm;
@@ -58,11 +60,13 @@ pub use activation::{
     activation_parameters, replace_activations, replace_gradients,
 };
 pub use backend::{
-    ActivationBackend, ConvBackend, NormActivation, NormBackend, Optional, Pair, StepBackend,
+    ActivationBackend, ConvBackend, GateBackend, NormActivation, NormBackend, Optional, Pair,
+    StepBackend,
 };
 pub use conv::{Conv2d, Conv2dConfig};
 pub use curve::Curve;
 pub use error::ActivationError;
+pub use gate::{channel_means, scale_channels};
 pub use norm::{BatchNormAct, BatchNormActConfig, NormError};
 pub use step::sign_step;
 pub use tensor::ActivationExt;

@@ -143,9 +143,12 @@ pub(crate) fn ln_1p_unit<S: Single>(u: S) -> S {
 
 #[inline(always)]
 pub(crate) fn atanh_tail<S: Single>(z: S) -> S {
-    // Relative error of the fit 1e-8 on [0, 1/9].
-    polynomial(z, [0.333_333_34, 0.199_998_51, 0.142_962_5, 0.108_522_66, 0.116_167_82])
+    polynomial(z, ATANH_TAIL)
 }
+
+/// Relative error of the fit 1e-8 on [0, 1/9].
+pub(crate) const ATANH_TAIL: [f64; 5] =
+    [0.333_333_34, 0.199_998_51, 0.142_962_5, 0.108_522_66, 0.116_167_82];
 
 #[inline(always)]
 pub(crate) fn normal_tail<S: Single>(x: S) -> S {

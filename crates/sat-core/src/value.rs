@@ -56,6 +56,13 @@ pub(crate) trait Value:
     fn sqrt(self) -> Self;
     /// The upper tail of the standard normal distribution beyond |x|: Phi(-|x|).
     fn normal_tail(self) -> Self;
+    /// x Phi(x) with the standard normal distribution function Phi, for x >= -40.
+    fn times_normal(self) -> Self {
+        // From the upper tail, so that it keeps its relative accuracy far into the negative side.
+        let tail = self.clone().normal_tail();
+        let above = (-self.clone().at_most(40.0)).fma(tail.clone(), self.clone());
+        self.clone().if_positive(above, self * tail)
+    }
     /// The derivative of x Phi(x) at -|x|: Phi(-|x|) - |x| phi(x), as a term of a sum with 1.
     fn normal_tail_slope(self) -> Self;
     /// x y + c, rounded once where the machine can.
@@ -152,6 +159,6 @@ pub(crate) const FRAC_1_SQRT_2PI: f64 = 0.398_942_280_401_432_7;
 /// [`Value::ln_1p_series`] where ln(1 + t) is computed in another way.
 pub(crate) fn with_series<V: Value>(log: V, t: V) -> (V, V, V) {
     let s = t.clone() / (V::lit(2.0) + t);
-    let tail = (s.clone() * s.clone()).at_most(1.0 / 9.0).atanh_tail();
+    let tail = (s.clone() * s.clone()).atanh_tail();
     (log, s, tail)
 }

@@ -10,14 +10,14 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use sat_core::{
     Activation, ActivationConfig, BatchNormAct, BatchNormActConfig, Curve, Gradient,
-    SharedParameters, replace_activations,
+    SharedParameters, channel_means, replace_activations, scale_channels,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ConfigError, check_range, check_size, common_setters};
 use crate::cost::{Size, Tally};
 use crate::init::{Conv2d, Family, Initialization, LayerBuilder, square};
-use crate::resnet::{average, each_block, in_stage, stage_outputs};
+use crate::resnet::{each_block, in_stage, stage_outputs};
 use crate::weights::StateDict;
 
 /// How convolutions are padded.
@@ -493,9 +493,10 @@ struct SqueezeExcite {
 impl SqueezeExcite {
     fn forward(&self, x: Tensor<4>, shared: Option<&SharedParameters>) -> Tensor<4> {
         let [batch, channels, _, _] = x.dims();
-        let mean = average(x.clone()).reshape([batch, channels, 1, 1]);
+        let mean = channel_means(x.clone()).reshape([batch, channels, 1, 1]);
         let hidden = self.activation.forward_shared(self.fc1.forward(mean), shared);
-        x * sigmoid(self.fc2.forward(hidden))
+        let gate = sigmoid(self.fc2.forward(hidden));
+        scale_channels(x, gate.reshape([batch, channels]))
     }
 }
 
@@ -602,7 +603,7 @@ impl EfficientNet {
         let noise = self.noise(&images);
         let x = self.stem.forward(images, shared);
         let x = self.stages.iter().flatten().fold(x, |x, block| block.forward(x, shared, noise));
-        let mut x = average(self.head.forward(x, shared));
+        let mut x = channel_means(self.head.forward(x, shared));
         if let Some(noise) = noise
             && self.dropout > 0.0
         {

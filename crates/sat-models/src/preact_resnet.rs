@@ -4,13 +4,15 @@
 use burn::module::Module;
 use burn::nn::Linear;
 use burn::tensor::{Device, Tensor};
-use sat_core::{ActivationConfig, BatchNormAct, Gradient, SharedParameters, replace_activations};
+use sat_core::{
+    ActivationConfig, BatchNormAct, Gradient, SharedParameters, channel_means, replace_activations,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ConfigError, check_size, common_setters};
 use crate::cost::{Size, Tally};
 use crate::init::{Conv2d, Family, Initialization, LayerBuilder, square};
-use crate::resnet::{StageConfig, average, beside_norms, each_block, in_stage, stage_outputs};
+use crate::resnet::{StageConfig, beside_norms, each_block, in_stage, stage_outputs};
 use crate::weights::StateDict;
 
 /// What stands behind the last stage, and whose names the weights have.
@@ -221,7 +223,7 @@ impl PreActResNet {
             Some(norm) => norm.forward_shared(x, None, shared),
             None => x,
         };
-        self.fc.forward(average(x))
+        self.fc.forward(channel_means(x))
     }
 
     /// The output of each stage, `[batch, channels, height, width]`, from the first stage to the last:

@@ -4,7 +4,9 @@ use burn::module::Module;
 use burn::nn::pool::{MaxPool2d, MaxPool2dConfig};
 use burn::nn::{Linear, PaddingConfig2d};
 use burn::tensor::{Device, Tensor};
-use sat_core::{ActivationConfig, BatchNormAct, Gradient, SharedParameters, replace_activations};
+use sat_core::{
+    ActivationConfig, BatchNormAct, Gradient, SharedParameters, channel_means, replace_activations,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ConfigError, check_size, common_setters};
@@ -445,7 +447,7 @@ impl ResNet {
         let shared = self.shared.as_ref();
         let x = self.stem(images);
         let x = self.stages.iter().flatten().fold(x, |x, block| block.forward(x, shared));
-        self.fc.forward(average(x))
+        self.fc.forward(channel_means(x))
     }
 
     /// The output of each stage, `[batch, channels, height, width]`, from the first stage to the last.
@@ -501,11 +503,6 @@ impl ResNet {
         self.stages = each_block(self.stages, |block| block.with_gradient(gradient));
         self
     }
-}
-
-/// Global average pooling.
-pub(crate) fn average(x: Tensor<4>) -> Tensor<2> {
-    x.flatten::<3>(2, 3).mean_dim(2).squeeze_dim(2)
 }
 
 pub(crate) fn stage_outputs<B>(

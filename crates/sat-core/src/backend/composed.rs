@@ -2,6 +2,7 @@
 
 use crate::{
     curve::{Curve, Formula, Visitor},
+    single::ATANH_TAIL,
     value::{FRAC_1_SQRT_2PI, Value, with_series},
 };
 use burn::{
@@ -9,7 +10,7 @@ use burn::{
         Backend, TensorMetadata, get_device_settings,
         tensor::{BoolTensor, FloatTensor},
     },
-    tensor::{DType, FloatDType, Slice},
+    tensor::{BoolDType, DType, FloatDType, Scalar, Slice},
 };
 use core::ops::{Add, Div, Mul, Neg, Sub};
 
@@ -157,20 +158,22 @@ impl<B: Backend> Composed<B> {
         }
     }
 
+    /// Chooses by a comparison of the number with a constant.
     fn select(
         self,
-        tensor: fn(FloatTensor<B>, f64, burn::tensor::BoolDType) -> BoolTensor<B>,
-        constant: fn(f64) -> bool,
+        bound: f64,
+        tensor: fn(FloatTensor<B>, Scalar, BoolDType) -> BoolTensor<B>,
+        constant: fn(f64, f64) -> bool,
         then: Self,
         otherwise: Self,
     ) -> Self {
         let condition = match self {
-            Constant(c) => return if constant(c) { then } else { otherwise },
+            Constant(c) => return if constant(c, bound) { then } else { otherwise },
             Tensor(condition) => condition,
         };
         let bool_dtype = get_device_settings::<B>(&condition.device()).bool_dtype;
         let otherwise = otherwise.into_tensor(condition.clone());
-        let mask = tensor(condition, 0.0, bool_dtype);
+        let mask = tensor(condition, bound.into(), bool_dtype);
         Tensor(match then {
             Constant(c) => B::float_mask_fill(otherwise, mask, c.into()),
             Tensor(then) => B::float_mask_where(otherwise, mask, then),
@@ -261,14 +264,16 @@ impl<B: Backend> Value for Composed<B> {
         self.map(B::float_log1p, f64::ln_1p)
     }
     fn atanh_tail(self) -> Self {
-        // (1/9)^7/17 is below 2^-26, (1/9)^16/35 below 2^-55.
-        let terms = match &self {
-            Tensor(x) if x.dtype() == DType::F64 => 16,
-            _ => 7,
+        let sum = |terms: &mut dyn Iterator<Item = f64>| {
+            terms.fold(Constant(0.0), |sum, c| sum * self.clone() + Constant(c))
         };
-        (0..terms)
-            .rev()
-            .fold(Constant(0.0), |sum, n| sum * self.clone() + Constant(1.0 / (2 * n + 3) as f64))
+        match &self {
+            // (1/9)^16/35 is below 2^-55.
+            Tensor(x) if x.dtype() == DType::F64 => {
+                sum(&mut (0..16).rev().map(|n| 1.0 / f64::from(2 * n + 3)))
+            }
+            _ => sum(&mut ATANH_TAIL.into_iter().rev()),
+        }
     }
     fn abs(self) -> Self {
         self.map(B::float_abs, f64::abs)
@@ -280,27 +285,27 @@ impl<B: Backend> Value for Composed<B> {
         let scaled = self.abs() * Constant(core::f64::consts::FRAC_1_SQRT_2);
         (Constant(1.0) - scaled.map(B::float_erf, libm::erf)) * Constant(0.5)
     }
+    fn times_normal(self) -> Self {
+        // erf loses the tail's digits in any way.
+        let scaled = self.clone() * Constant(core::f64::consts::FRAC_1_SQRT_2);
+        self * (scaled.map(B::float_erf, libm::erf) * Constant(0.5) + Constant(0.5))
+    }
     fn normal_tail_slope(self) -> Self {
         let z = self.abs().at_most(40.0);
         let density = (z.clone() * z.clone() * Constant(-0.5)).exp() * Constant(FRAC_1_SQRT_2PI);
         z.clone().normal_tail() - z * density
     }
     fn if_positive(self, then: Self, otherwise: Self) -> Self {
-        self.select(|x, c, t| B::float_greater_elem(x, c.into(), t), |c| c > 0.0, then, otherwise)
+        self.select(0.0, B::float_greater_elem, |x, c| x > c, then, otherwise)
     }
     fn if_nonpositive(self, then: Self, otherwise: Self) -> Self {
-        self.select(
-            |x, c, t| B::float_lower_equal_elem(x, c.into(), t),
-            |c| c <= 0.0,
-            then,
-            otherwise,
-        )
+        self.select(0.0, B::float_lower_equal_elem, |x, c| x <= c, then, otherwise)
     }
+    // Not float_clamp_min and float_clamp_max: some backends take a maximum that loses NaN.
     fn at_least(self, bound: f64) -> Self {
-        // Not float_clamp_min: some backends take a maximum that loses NaN.
-        (self.clone() - Constant(bound)).if_nonpositive(Constant(bound), self)
+        self.clone().select(bound, B::float_lower_elem, |x, c| x < c, Constant(bound), self)
     }
     fn at_most(self, bound: f64) -> Self {
-        (self.clone() - Constant(bound)).if_positive(Constant(bound), self)
+        self.clone().select(bound, B::float_greater_elem, |x, c| x > c, Constant(bound), self)
     }
 }

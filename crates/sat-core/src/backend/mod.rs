@@ -13,12 +13,14 @@ mod conv;
 mod cube;
 #[cfg(feature = "flex")]
 mod flex;
+mod gate;
 mod norm;
 mod step;
 #[cfg(feature = "flex")]
 mod threads;
 
 pub use conv::ConvBackend;
+pub use gate::GateBackend;
 pub use norm::{NormActivation, NormBackend, Optional};
 pub use step::StepBackend;
 pub(crate) use step::composed_sign_step;

@@ -23,21 +23,16 @@ impl Formula for Mish {
         x.if_positive(share.clone(), share * e * scale)
     }
 
-    /// f' = t + x (1 - t^2) s(x)
+    /// f' = t + x (1 - t^2) s; with c = 1 - s and d = 1 + c^2, t = s (1 + c)/d and 1 - t = 2 c^2/d.
     #[inline(always)]
     fn slope<V: Value>(x: V, _: [V; 2]) -> V {
         let x = x.at_least(-800.0).at_most(800.0);
-        let e = (-x.clone().abs()).exp();
-        let square = e.clone() * e.clone();
-        let two = || V::lit(2.0);
-        let above = V::lit(1.0) + two() * e.clone();
-        let below = e.clone() * (e.clone() + two());
-        let numerator = x.clone().if_positive(above, below);
-        let remainder = x.clone().if_positive(two() * square, two());
-        let scale = V::lit(1.0) / (numerator.clone() + remainder.clone());
-        let (t, complement) = (numerator * scale.clone(), remainder * scale);
-        let sigmoid = x.clone().if_positive(V::lit(1.0), e.clone()) / (V::lit(1.0) + e);
-        t.clone() + x * complement * (V::lit(1.0) + t) * sigmoid
+        let (s, c) = x.clone().sigmoid();
+        let square = c.clone() * c.clone();
+        let scale = V::lit(1.0) / (V::lit(1.0) + square.clone());
+        let t = s.clone() * (V::lit(1.0) + c) * scale.clone();
+        let complement = V::lit(2.0) * (square * scale);
+        t.clone() + x * s * complement * (V::lit(1.0) + t)
     }
 
     /// Near -0.088.

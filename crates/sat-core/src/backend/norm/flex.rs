@@ -158,9 +158,9 @@ impl NormBackend for Flex {
 /// How the channels lie in a dense buffer: element i belongs to channel (i / inner) % channels.
 /// `inner` is the number of pixels for NCHW and 1 for channels-last.
 #[derive(Clone, Copy)]
-struct Planes {
-    channels: usize,
-    inner: usize,
+pub(in crate::backend) struct Planes {
+    pub(in crate::backend) channels: usize,
+    pub(in crate::backend) inner: usize,
 }
 
 impl Planes {
@@ -176,7 +176,7 @@ impl Planes {
 
     /// The runs of one channel within a block: (channel, range).
     #[inline(always)]
-    fn runs(self, at: usize, len: usize) -> Runs {
+    pub(in crate::backend) fn runs(self, at: usize, len: usize) -> Runs {
         let channel = at / self.inner % self.channels;
         Runs { planes: self, channel, start: 0, end: self.inner - at % self.inner, len }
     }
@@ -188,7 +188,7 @@ impl Planes {
     }
 }
 
-struct Runs {
+pub(in crate::backend) struct Runs {
     planes: Planes,
     channel: usize,
     start: usize,
@@ -234,13 +234,13 @@ impl Iterator for Pixels {
 }
 
 /// A tensor whose elements fill one range of its buffer.
-struct Dense {
-    tensor: FlexTensor,
-    start: usize,
+pub(in crate::backend) struct Dense {
+    pub(in crate::backend) tensor: FlexTensor,
+    pub(in crate::backend) start: usize,
 }
 
 impl Dense {
-    fn elements<E: Element + bytemuck::Pod>(&self) -> &[E] {
+    pub(in crate::backend) fn elements<E: Element + bytemuck::Pod>(&self) -> &[E] {
         &self.tensor.storage::<E>()[self.start..]
     }
 }
@@ -449,7 +449,7 @@ fn map_chunks<T: Send, S: Send>(
 /// Computes a tensor block by block from one of the same shape: in its place where nobody else holds
 /// it, in a fresh buffer where somebody does. `f(state, position, old block, new block)` works on
 /// a chunk of blocks with one state; the states are returned in order.
-fn rewrite<E: Stored, S: Send>(
+pub(in crate::backend) fn rewrite<E: Stored, S: Send>(
     old: Dense,
     state: impl Fn() -> S + Sync,
     f: impl Fn(&mut S, usize, &[E], &mut [E::Work]) + Sync,

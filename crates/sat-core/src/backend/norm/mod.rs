@@ -18,7 +18,7 @@ mod cube;
 mod flex;
 
 #[cfg(feature = "flex")]
-pub(super) use flex::Number;
+pub(super) use flex::{Dense, Number, Planes, rewrite};
 
 use super::Pair;
 use crate::curve::Curve;

@@ -1,0 +1,64 @@
+use crate::backend::{GateBackend, is_extended};
+use burn::{backend::Dispatch, tensor::Tensor};
+
+/// The mean of each channel of each sample, global average pooling: the squeeze of
+/// squeeze-and-excitation (Hu et al. 2018, arXiv 1709.01507).
+///
+/// $$ m_{n,c} = \frac{1}{P} \sum_p x_{n,c,p} $$
+///
+/// Sums are taken in `f32` or better. On Flex it is one pass that all threads share.
+///
+/// # Shapes
+///
+/// - `x`: `[n, channels, ...]`, of any rank from 2
+/// - output: `[n, channels]`
+///
+/// # Panics
+///
+/// If x has fewer than two axes.
+pub fn channel_means<const D: usize>(x: Tensor<D>) -> Tensor<2> {
+    let [batch, channels, values] = rows(&x);
+    if is_extended(&x.device()) && batch * channels * values > 0 {
+        return Tensor::from_dispatch(Dispatch::channel_means(x.into_dispatch()));
+    }
+    x.reshape([batch, channels, values]).mean_dim(2).squeeze_dim(2)
+}
+
+/// Each channel of each sample times its gate: the excitation of squeeze-and-excitation (Hu et al.
+/// 2018, arXiv 1709.01507).
+///
+/// $$ y_{n,c,p} = g_{n,c}\, x_{n,c,p} $$
+///
+/// On Flex the backward pass is one over the data, for both gradients, and all threads share it.
+///
+/// # Shapes
+///
+/// - `x` and output: `[n, channels, ...]`, of any rank from 2
+/// - `gate`: `[n, channels]`
+///
+/// # Panics
+///
+/// If the gate has another shape, or x fewer than two axes.
+pub fn scale_channels<const D: usize>(x: Tensor<D>, gate: Tensor<2>) -> Tensor<D> {
+    let [batch, channels, values] = rows(&x);
+    assert_eq!(
+        gate.dims(),
+        [batch, channels],
+        "the gate has one number a channel of {:?}",
+        x.dims()
+    );
+    if is_extended(&x.device()) && batch * channels * values > 0 {
+        let y = Dispatch::scale_channels(x.into_dispatch(), gate.into_dispatch());
+        return Tensor::from_dispatch(y);
+    }
+    let mut shape = [1; D];
+    shape[..2].copy_from_slice(&[batch, channels]);
+    x * gate.reshape(shape)
+}
+
+/// Samples, channels, and values of a channel.
+fn rows<const D: usize>(x: &Tensor<D>) -> [usize; 3] {
+    let dims = x.dims();
+    assert!(D >= 2, "x has a channel axis, the second");
+    [dims[0], dims[1], dims[2..].iter().product()]
+}
