@@ -78,13 +78,6 @@ pub(crate) trait Value:
     /// min(x, c), keeping NaN.
     fn at_most(self, c: f64) -> Self;
 
-    /// e^(x y) for x y <= 0, where x y is not rounded before the exponential magnifies its error.
-    fn exp_of_product(x: Self, y: Self) -> Self {
-        let (product, rest) = x.product(y);
-        let e = product.exp();
-        e.clone() + e * rest
-    }
-
     /// The logistic sigmoid and its complement, (s(x), 1 - s(x)). With e = e^-|x| both are 1/(1+e) and
     /// e/(1+e), so nothing overflows and nothing cancels.
     fn sigmoid(self) -> (Self, Self) {

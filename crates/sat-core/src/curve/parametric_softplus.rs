@@ -6,8 +6,15 @@ pub(crate) struct ParametricSoftplus;
 impl Formula for ParametricSoftplus {
     #[inline(always)]
     fn value<V: Value>(x: V, [a, _]: [V; 2]) -> V {
-        let bend = V::exp_of_product(-a.clone(), x.clone().abs()).ln_1p_unit();
-        x.at_least(0.0) + bend * (V::lit(1.0) / a)
+        // a |x| is not rounded before the exponential magnifies its error.
+        let (product, rest) = (-a.clone()).product(x.clone().abs());
+        let (e, scale) = product.clone().exp_factors();
+        let e = e.clone() + e * rest;
+        let inverse = V::lit(1.0) / a;
+        let bend = (e.clone() * scale.clone()).ln_1p_unit() * inverse.clone();
+        // Here ln(1 + e) is e, which may be subnormal where e/a is not.
+        let end = e * inverse * scale;
+        x.at_least(0.0) + (product + V::lit(60.0)).if_positive(bend, end)
     }
 
     #[inline(always)]

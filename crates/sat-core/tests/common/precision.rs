@@ -100,7 +100,15 @@ pub(crate) fn walk(curve: Curve, device: &Device, subnormals: Subnormals, stride
 
 /// The default of every curve, and some other parameters.
 pub(crate) fn curves() -> Vec<Curve> {
-    let others = ["psoftplus:1", "psoftplus:40", "elu:0.5", "celu:2", "smooth-relu:3", "swish:2.5"];
+    let others = [
+        "psoftplus:0.03125",
+        "psoftplus:1",
+        "psoftplus:40",
+        "elu:0.5",
+        "celu:2",
+        "smooth-relu:3",
+        "swish:2.5",
+    ];
     let others = others.iter().map(|name| name.parse().unwrap());
     Curve::ALL.iter().copied().chain(others).collect()
 }
