@@ -62,7 +62,9 @@ struct RowReport<'a> {
     /// None where no row has two seeds.
     clean_difference: Option<Difference>,
     robust_difference: Option<Difference>,
-    /// Accuracy of held-out images under FGSM less that under PGD-10, after the last epoch.
+    /// Of the held-out images under PGD-10, after the last epoch.
+    held_out: Option<Spread>,
+    /// Their accuracy under FGSM less that under PGD-10.
     fgsm_gap: Option<f64>,
     /// Of how many seeds the watch saw catastrophic overfitting after any epoch.
     overfitted: usize,
@@ -114,10 +116,10 @@ pub(crate) fn report(
     let rows: Vec<RowReport<'_>> = finished
         .iter()
         .map(|row| {
-            let gap = |outcome: &Outcome| {
-                outcome.held_out.map(|held_out| held_out.fgsm_accuracy - held_out.pgd_accuracy)
-            };
-            let gaps: Vec<f64> = row.outcomes.iter().filter_map(gap).collect();
+            let held_out: Vec<_> = row.outcomes.iter().filter_map(|o| o.held_out).collect();
+            let withstood: Vec<f64> = held_out.iter().map(|of| of.pgd_accuracy).collect();
+            let gaps: Vec<f64> =
+                held_out.iter().map(|of| of.fgsm_accuracy - of.pgd_accuracy).collect();
             let difference = |marks: fn(&Outcome) -> Marks, noise: Option<f64>| {
                 let (first, noise) = (first.filter(|first| first.row != row.row)?, noise?);
                 Some(Difference::between(&row.marks(marks), &first.marks(marks), noise))
@@ -135,6 +137,7 @@ pub(crate) fn report(
                 autoattack_seeds: row.worst.len(),
                 clean_difference: difference(clean, clean_noise),
                 robust_difference: difference(robust, robust_noise),
+                held_out: (!withstood.is_empty()).then(|| Spread::of(&withstood)),
                 fgsm_gap: (!gaps.is_empty()).then(|| mean(&gaps)),
                 overfitted: row.outcomes.iter().filter(|o| !o.overfitted.is_empty()).count(),
                 train_seconds: mean(
@@ -190,10 +193,10 @@ fn table(rows: &[RowReport<'_>], scale: &Scale) -> Result<String, std::fmt::Erro
     let mut text = String::new();
     writeln!(
         text,
-        "| row | seeds | M MACs | clean | beside the first row | PGD-{} | beside the first row | that is | AutoAttack | FGSM - PGD-10, held out |",
+        "| row | seeds | M MACs | clean | beside the first row | PGD-{} | beside the first row | that is | AutoAttack | PGD-10, held out | FGSM - PGD-10 |",
         scale.pgd_steps
     )?;
-    writeln!(text, "|---|--:|--:|--:|--:|--:|--:|---|--:|--:|")?;
+    writeln!(text, "|---|--:|--:|--:|--:|--:|--:|---|--:|--:|--:|")?;
     for row in rows {
         let distance = |difference: Option<Difference>| match difference {
             None => String::new(),
@@ -213,9 +216,10 @@ fn table(rows: &[RowReport<'_>], scale: &Scale) -> Result<String, std::fmt::Erro
             seeds => format!(", overfitted in {seeds}"),
         };
         let worst = row.autoattack.map(|spread| spread.percent()).unwrap_or_default();
+        let held_out = row.held_out.map(|spread| spread.percent()).unwrap_or_default();
         writeln!(
             text,
-            "| {} | {} | {:.1} | {} | {} | {} | {} | {verdict} | {worst} | {gap}{watch} |",
+            "| {} | {} | {:.1} | {} | {} | {} | {} | {verdict} | {worst} | {held_out} | {gap}{watch} |",
             row.row,
             row.seed_count,
             row.macs as f64 / 1e6,
