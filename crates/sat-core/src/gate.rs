@@ -1,4 +1,4 @@
-use crate::backend::{GateBackend, is_extended};
+use crate::backend::{GateBackend, gate::composed, is_extended};
 use burn::{backend::Dispatch, tensor::Tensor};
 
 /// The mean of each channel of each sample, global average pooling: the squeeze of
@@ -21,7 +21,7 @@ pub fn channel_means<const D: usize>(x: Tensor<D>) -> Tensor<2> {
     if is_extended(&x.device()) && batch * channels * values > 0 {
         return Tensor::from_dispatch(Dispatch::channel_means(x.into_dispatch()));
     }
-    x.reshape([batch, channels, values]).mean_dim(2).squeeze_dim(2)
+    Tensor::from_dispatch(composed::means::<Dispatch>(x.into_dispatch()))
 }
 
 /// Each channel of each sample times its gate: the excitation of squeeze-and-excitation (Hu et al.
@@ -38,7 +38,7 @@ pub fn channel_means<const D: usize>(x: Tensor<D>) -> Tensor<2> {
 ///
 /// # Panics
 ///
-/// If the gate has another shape, or x fewer than two axes.
+/// If the gate has another shape or type, or x fewer than two axes.
 pub fn scale_channels<const D: usize>(x: Tensor<D>, gate: Tensor<2>) -> Tensor<D> {
     let [batch, channels, values] = rows(&x);
     assert_eq!(
@@ -47,13 +47,13 @@ pub fn scale_channels<const D: usize>(x: Tensor<D>, gate: Tensor<2>) -> Tensor<D
         "the gate has one number a channel of {:?}",
         x.dims()
     );
+    assert_eq!(gate.dtype(), x.dtype(), "the gate has the type of x");
     if is_extended(&x.device()) && batch * channels * values > 0 {
         let y = Dispatch::scale_channels(x.into_dispatch(), gate.into_dispatch());
         return Tensor::from_dispatch(y);
     }
-    let mut shape = [1; D];
-    shape[..2].copy_from_slice(&[batch, channels]);
-    x * gate.reshape(shape)
+    let y = composed::scale::<Dispatch>(x.into_dispatch(), gate.into_dispatch());
+    Tensor::from_dispatch(y)
 }
 
 /// Samples, channels, and values of a channel.

@@ -1,5 +1,5 @@
 use crate::{
-    activation::{Activation, ActivationConfig, Gradient, SharedParameters},
+    activation::{Activation, ActivationConfig, Function, Gradient, SharedParameters},
     backend::{NormActivation, NormBackend, Optional, Pair, is_extended},
     error::ActivationError,
 };
@@ -154,8 +154,9 @@ impl BatchNormActConfig {
 /// them, and shares no state with the original. A `clone()` shares the running statistics.
 ///
 /// The backward pass keeps x and the residual, not the normalised values, and computes those again.
-/// In inference mode it is one pass over the data; in training mode it is one for the sums of each
-/// channel, and for learned parameters of the activation, and one that writes. A learnable activation
+/// In inference mode it is one pass over the data for the gradients of x and the residual; in training
+/// mode it is one for the sums of each channel, and for learned parameters of the activation, and one
+/// that writes. A learnable activation
 /// whose backward pass uses [another curve](Gradient::Of) is an operation of its own.
 #[derive(Module, Debug)]
 pub struct BatchNormAct {
@@ -283,17 +284,20 @@ impl BatchNormAct {
             x.dims()
         );
         // What can be fused, and what must run on its own.
-        let extended = is_extended(&x.device());
-        let kernel = |activation: &Activation| activation.kernel(shared).filter(|_| extended);
-        let (fused, separate) = match &self.activation {
-            None => (NormActivation::Identity, None),
-            Some(activation) => match kernel(activation) {
-                Some((pair, None)) => (NormActivation::Fixed(pair), None),
-                Some((Pair { value, gradient: Gradient::Own }, Some(parameters))) => {
-                    (NormActivation::Learned(value, parameters.into_dispatch()), None)
-                }
-                _ => (NormActivation::Identity, Some(activation)),
-            },
+        let fusible = |activation: &&Activation| {
+            let ActivationConfig { function, gradient } = activation.config();
+            let learnable = matches!(function, Function::Learnable(..));
+            is_extended(&x.device()) && !(learnable && *gradient != Gradient::Own)
+        };
+        let kernel = self.activation.as_ref().filter(fusible).and_then(|a| a.kernel(shared));
+        let (fused, separate) = match kernel {
+            Some((pair, None)) => (NormActivation::Fixed(pair), None),
+            Some((Pair { value, .. }, Some(parameters))) => {
+                let count = value.parameters().len();
+                assert_eq!(parameters.dims(), [count], "shape of the parameters of {value}");
+                (NormActivation::Learned(value, parameters.into_dispatch()), None)
+            }
+            None => (NormActivation::Identity, self.activation.as_ref()),
         };
         let y = if x.device().is_autodiff() && self.training.is_enabled() {
             self.forward_train(x, residual, fused)

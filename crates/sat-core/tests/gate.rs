@@ -32,7 +32,7 @@ fn assert_close(got: &[f32], want: &[f64], tolerance: f64, what: &str) {
     }
 }
 
-/// How x and the gradient lie in memory.
+/// How x, and the gradient that comes back, lie in memory.
 #[derive(Clone, Copy, Debug)]
 enum View {
     Contiguous,
@@ -73,7 +73,14 @@ fn run(
     let grad = |t: Option<Tensor<4>>| t.map_or(Vec::new(), to_vec);
     if gated {
         let y = scale_channels(x.clone(), gate.clone());
-        let grads = (y.clone() * place(2)).sum().backward();
+        // What stands between y and the loss is what the gradient passes on its way back.
+        let (seen, weights) = match view {
+            View::Contiguous => (y.clone(), place(2)),
+            View::ChannelsLast | View::Strided => {
+                (y.clone().permute([3, 0, 2, 1]), place(2).permute([3, 0, 2, 1]))
+            }
+        };
+        let grads = (seen * weights).sum().backward();
         [to_vec(y.inner()), grad(x.grad(&grads)), to_vec(gate.grad(&grads).unwrap())]
     } else {
         let means = channel_means(x.clone());
@@ -155,7 +162,9 @@ fn tensors_held_elsewhere_stay_as_they_are() {
         let first = to_vec(scale_channels(x.clone(), gate.clone()));
         let second = to_vec(scale_channels(x.clone(), gate.clone()));
         assert_eq!(first, second, "{name}");
-        assert_eq!((to_vec(x), to_vec(gate)), (before_x, before_gate), "{name}");
+        assert_eq!((to_vec(x.clone()), to_vec(gate.clone())), (before_x, before_gate), "{name}");
+        // Where nobody holds x, its buffer may become the output.
+        assert_eq!(to_vec(scale_channels(x * 1.0, gate)), first, "{name}: moved");
     }
 }
 
@@ -182,6 +191,22 @@ fn squeeze_and_excitation_has_burn_s_gradient() {
         });
         let burns: Vec<f64> = burns.into_iter().map(f64::from).collect();
         assert_close(&ours, &burns, 1e-5, name);
+    }
+}
+
+/// A map of more values than f16 has numbers, whose mean's gradient is one over them.
+#[test]
+fn the_gradient_of_a_large_map_s_mean_does_not_vanish_in_f16() {
+    for (name, device) in devices() {
+        if !device.supports_dtype(FloatDType::F16) {
+            continue;
+        }
+        let device = device.autodiff();
+        let x = tensor::<4>(&numbers(1 << 17, 1), [1, 1, 256, 512], &device, FloatDType::F16);
+        let x = x.require_grad();
+        let grads = (channel_means(x.clone()) * 256.0).sum().backward();
+        let gradient = to_vec(x.grad(&grads).unwrap());
+        assert!(gradient.iter().all(|g| *g == 256.0 / 131_072.0), "{name}: {}", gradient[0]);
     }
 }
 

@@ -100,17 +100,18 @@ fn arguments<B: Backend>(
     parameters: Option<FloatTensor<B>>,
     curve: Curve,
 ) -> (FloatTensor<B>, [Composed<B>; 2]) {
+    let x = widen::<B>(x);
     let axes = x.shape().num_dims();
     let given = curve.parameters();
     let parameters = core::array::from_fn(|i| match (&parameters, given.get(i)) {
         (Some(tensor), Some(_)) => {
             let one = B::float_slice(tensor.clone(), &[Slice::from(i..i + 1)]);
-            Tensor(B::float_reshape(widen::<B>(one), vec![1; axes].into()))
+            Tensor(B::float_reshape(narrow::<B>(one, x.dtype()), vec![1; axes].into()))
         }
         (None, Some(number)) => Constant(*number),
         (_, None) => Constant(f64::NAN),
     });
-    (widen::<B>(x), parameters)
+    (x, parameters)
 }
 
 /// Half-precision numbers are computed on in f32.
@@ -264,16 +265,14 @@ impl<B: Backend> Value for Composed<B> {
         self.map(B::float_log1p, f64::ln_1p)
     }
     fn atanh_tail(self) -> Self {
-        let sum = |terms: &mut dyn Iterator<Item = f64>| {
-            terms.fold(Constant(0.0), |sum, c| sum * self.clone() + Constant(c))
+        // (1/9)^16/35 is below 2^-55.
+        let series: [f64; 16] = core::array::from_fn(|n| 1.0 / (2 * n + 3) as f64);
+        let coefficients = match &self {
+            Tensor(x) if x.dtype() == DType::F64 => &series[..],
+            _ => &ATANH_TAIL,
         };
-        match &self {
-            // (1/9)^16/35 is below 2^-55.
-            Tensor(x) if x.dtype() == DType::F64 => {
-                sum(&mut (0..16).rev().map(|n| 1.0 / f64::from(2 * n + 3)))
-            }
-            _ => sum(&mut ATANH_TAIL.into_iter().rev()),
-        }
+        let terms = coefficients.iter().rev();
+        terms.fold(Constant(0.0), |sum, c| sum * self.clone() + Constant(*c))
     }
     fn abs(self) -> Self {
         self.map(B::float_abs, f64::abs)
@@ -286,7 +285,7 @@ impl<B: Backend> Value for Composed<B> {
         (Constant(1.0) - scaled.map(B::float_erf, libm::erf)) * Constant(0.5)
     }
     fn times_normal(self) -> Self {
-        // erf loses the tail's digits in any way.
+        // erf loses the tail's digits either way.
         let scaled = self.clone() * Constant(core::f64::consts::FRAC_1_SQRT_2);
         self * (scaled.map(B::float_erf, libm::erf) * Constant(0.5) + Constant(0.5))
     }

@@ -13,7 +13,7 @@ mod conv;
 mod cube;
 #[cfg(feature = "flex")]
 mod flex;
-mod gate;
+pub(crate) mod gate;
 mod norm;
 mod step;
 #[cfg(feature = "flex")]

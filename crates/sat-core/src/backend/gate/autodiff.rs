@@ -6,7 +6,10 @@ use burn::{
         Autodiff, TensorMetadata,
         autodiff::{
             NodeId,
-            checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
+            checkpoint::{
+                base::Checkpointer, retro_forward::RetroForward, state::BackwardStates,
+                strategy::CheckpointStrategy,
+            },
             grads::Gradients,
             ops::{Backward, Ops, OpsKind},
         },
@@ -14,6 +17,7 @@ use burn::{
     },
     tensor::Shape,
 };
+use core::marker::PhantomData;
 
 #[derive(Debug)]
 struct Means;
@@ -27,6 +31,22 @@ impl<B: GateBackend> Backward<B, 1> for Means {
         if let Some(parent) = parent {
             grads.register::<B>(parent.id, composed::means_backward::<B>(grad, ops.state));
         }
+    }
+}
+
+/// How gradient checkpointing recomputes the product.
+#[derive(Debug)]
+struct Recompute<B> {
+    x: NodeId,
+    gate: NodeId,
+    backend: PhantomData<B>,
+}
+
+impl<B: GateBackend> RetroForward for Recompute<B> {
+    fn forward(&self, states: &mut BackwardStates, out_node: NodeId) {
+        let x = states.get_state::<FloatTensor<B>>(&self.x);
+        let gate = states.get_state::<FloatTensor<B>>(&self.gate);
+        states.save(out_node, B::scale_channels(x, gate));
     }
 }
 
@@ -64,7 +84,13 @@ impl<B: GateBackend, C: CheckpointStrategy> GateBackend for Autodiff<B, C> {
 
     fn scale_channels(x: FloatTensor<Self>, gate: FloatTensor<Self>) -> FloatTensor<Self> {
         let nodes = [x.node(), gate.node()];
-        match Backward::<B, 2>::prepare::<C>(Scale, nodes).compute_bound().stateful() {
+        let recompute = Recompute { x: x.id(), gate: gate.id(), backend: PhantomData::<B> };
+        match Backward::<B, 2>::prepare::<C>(Scale, nodes)
+            .memory_bound()
+            .retro_forward(recompute)
+            .parents([&x, &gate])
+            .stateful()
+        {
             OpsKind::Tracked(mut prep) => {
                 let saved = [prep.checkpoint(&x), prep.checkpoint(&gate)];
                 // Cloned, not moved: the clones mark the buffers as shared, so that the loop does

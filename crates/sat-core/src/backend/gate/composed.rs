@@ -6,12 +6,12 @@ use burn::{
     tensor::Shape,
 };
 
-pub(super) fn means<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+pub(crate) fn means<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     let dtype = x.dtype();
     narrow::<B>(reduce::<B>(widen::<B>(x), B::float_mean_dim), dtype)
 }
 
-pub(super) fn scale<B: Backend>(x: FloatTensor<B>, gate: FloatTensor<B>) -> FloatTensor<B> {
+pub(crate) fn scale<B: Backend>(x: FloatTensor<B>, gate: FloatTensor<B>) -> FloatTensor<B> {
     let gate = B::float_reshape(gate, of_channels(&x.shape()));
     B::float_mul(x, gate)
 }
@@ -29,8 +29,10 @@ pub(super) fn backward<B: Backend>(
 
 /// The gradient for x from that of the means, as a view.
 pub(super) fn means_backward<B: Backend>(grad: FloatTensor<B>, shape: Shape) -> FloatTensor<B> {
-    let values = shape[2..].iter().product::<usize>();
-    let grad = B::float_div_scalar(grad, (values as f64).into());
+    let (dtype, values) = (grad.dtype(), shape[2..].iter().product::<usize>());
+    // Half precision does not hold the number of values.
+    let grad = B::float_mul_scalar(widen::<B>(grad), (1.0 / values as f64).into());
+    let grad = narrow::<B>(grad, dtype);
     B::float_expand(B::float_reshape(grad, of_channels(&shape)), shape)
 }
 

@@ -3,7 +3,7 @@
 use super::GateBackend;
 use crate::backend::{
     flex::{BLOCK, CHUNK, SERIAL, Stored, by_dtype, for_each_instruction_set},
-    norm::{Dense, Number, Planes, rewrite},
+    norm::{Dense, LANES, Number, Planes, rewrite, total},
     threads::share,
 };
 use burn::{
@@ -106,6 +106,7 @@ impl Rows {
         self.count() * self.values
     }
 
+    /// Every row as a channel of one sample.
     fn planes(self) -> Planes {
         Planes { channels: self.count(), inner: self.values }
     }
@@ -144,10 +145,7 @@ impl RowSums {
 }
 
 mod loops {
-    use super::Number;
-
-    /// Sums are kept in so many lanes: one would chain every addition to the one before it.
-    const LANES: usize = 16;
+    use super::{LANES, Number, total};
 
     #[inline(always)]
     pub(super) fn sum<W: Number, const FMA: bool>(x: &[W]) -> f64 {
@@ -161,7 +159,7 @@ mod loops {
         for (sum, x) in sums.iter_mut().zip(rest) {
             *sum += *x;
         }
-        sums.into_iter().map(Into::into).sum::<f64>()
+        total(sums)
     }
 
     #[inline(always)]
@@ -176,7 +174,7 @@ mod loops {
         for (sum, (x, y)) in sums.iter_mut().zip(x_rest.iter().zip(y_rest)) {
             *sum += *x * *y;
         }
-        sums.into_iter().map(Into::into).sum::<f64>()
+        total(sums)
     }
 
     #[inline(always)]

@@ -3,7 +3,7 @@
 //! x is `[n, channels, ...]`, of any rank from 2; means and gates are `[n, channels]`.
 
 mod autodiff;
-mod composed;
+pub(crate) mod composed;
 #[cfg(feature = "flex")]
 mod flex;
 
@@ -46,7 +46,7 @@ pub trait GateBackend: Backend {
 #[allow(deprecated)] // Burn keeps NdArray working; so do we.
 impl GateBackend for burn::backend::NdArray {}
 
-/// Two reductions and a product: Burn's kernels do them at the speed of memory.
+/// Reductions and products, which Burn's kernels do at the speed of memory.
 #[cfg(feature = "cube")]
 impl GateBackend for burn_cubecl::CubeBackend {}
 

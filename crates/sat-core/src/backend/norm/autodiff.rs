@@ -116,32 +116,18 @@ impl<B: NormBackend> BatchNorm<B> {
         checkpointer: &mut Checkpointer,
     ) {
         let start = Start::<B, 3>::new(ops, grads, checkpointer);
-        let Start { x, residual, affine, activation, grad, of_residual, of_parameters, .. } = start;
-        let [of_x, of_gamma, of_beta] = start.of_first;
+        let Start { x, residual, affine, activation, grad, of_first, of_residual, of_parameters } =
+            start;
+        let [of_x, of_gamma, of_beta] = of_first;
         let learned = activation.clone();
         // dz is the gradient for the residual. Where it has to be written anyway, what follows starts
         // from it.
+        let is_identity = matches!(activation, NormActivation::Identity);
         let (grad, sums, residual, activation) = match activation {
-            NormActivation::Identity => {
-                let (x, affine, grad) = (x.clone(), affine.clone(), grad.clone());
-                let sums = B::affine_activation_sums(
-                    x,
-                    affine,
-                    Optional::Absent,
-                    grad.clone(),
-                    activation,
-                );
-                (grad, sums, None, NormActivation::Identity)
-            }
-            activation if of_residual.is_some() => {
-                let (x, affine) = (x.clone(), affine.clone());
-                let (dz, sums) = B::affine_activation_gradient_and_sums(
-                    x,
-                    affine,
-                    residual.into(),
-                    grad,
-                    activation,
-                );
+            activation if of_residual.is_some() && !is_identity => {
+                let (x, affine, residual) = (x.clone(), affine.clone(), residual.into());
+                let (dz, sums) =
+                    B::affine_activation_gradient_and_sums(x, affine, residual, grad, activation);
                 (dz, sums, None, NormActivation::Identity)
             }
             activation => {
@@ -193,8 +179,9 @@ impl Affine {
         checkpointer: &mut Checkpointer,
     ) {
         let start = Start::<B, 2>::new(ops, grads, checkpointer);
-        let Start { x, residual, affine, activation, grad, of_residual, of_parameters, .. } = start;
-        let [of_x, of_affine] = start.of_first;
+        let Start { x, residual, affine, activation, grad, of_first, of_residual, of_parameters } =
+            start;
+        let [of_x, of_affine] = of_first;
         if of_affine.is_some() || of_parameters.is_some() {
             let sums = B::affine_activation_sums(
                 x.clone(),

@@ -417,7 +417,7 @@ const UNITS: usize = 256;
 const CUBES: usize = 1024;
 /// Vectors that a unit sums up at least, unless there are fewer.
 const VECTORS: usize = 4;
-/// The longest vector: what a cube shares must fit into 16 KiB.
+/// The longest vector: what a cube shares must fit into 16 KiB, which four sums of it fill.
 const LONGEST: usize = 4;
 /// Neighbouring numbers that a cube reads of each pixel of channels-last tensors: a line of a GPU's
 /// cache.

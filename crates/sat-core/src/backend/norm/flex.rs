@@ -641,12 +641,22 @@ impl Number for f64 {
 }
 
 /// Sums over a run are kept in so many lanes: one would chain every addition to the one before it.
-const LANES: usize = 16;
+pub(in crate::backend) const LANES: usize = 16;
+
+/// What the lanes sum up to.
+#[inline(always)]
+pub(in crate::backend) fn total<W: Number>(lanes: [W; LANES]) -> f64 {
+    let mut sum = 0.0;
+    for lane in lanes {
+        sum += lane.into();
+    }
+    sum
+}
 
 /// The loops, to be compiled once for each instruction set. Outside of the curves they multiply and
 /// add in two steps, so all of them give the same bits.
 mod loops {
-    use super::{Formula, LANES, Number, Planes};
+    use super::{Formula, LANES, Number, Planes, total};
 
     /// z = (x - m) s + b (+ r)
     #[inline(always)]
@@ -839,15 +849,6 @@ mod loops {
                 second[c] += total(sums[1]);
             }
         }
-    }
-
-    #[inline(always)]
-    fn total<W: Number>(lanes: [W; LANES]) -> f64 {
-        let mut sum = 0.0;
-        for lane in lanes {
-            sum += lane.into();
-        }
-        sum
     }
 }
 
