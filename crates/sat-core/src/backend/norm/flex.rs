@@ -362,11 +362,14 @@ struct ActivationLoops<W> {
     learned: usize,
 }
 
+/// The sums of grad df/da and grad df/db, from z, grad and the parameters.
+type ParameterSums<W> = fn(&[W], &[W], [f64; 2]) -> [f64; 2];
+
 /// The loops of a curve and its parameters.
 struct CurveLoops<W> {
     values: fn(&mut [W], [f64; 2]),
     gradient: fn(&mut [W], &[W], [f64; 2]),
-    parameter_sums: fn(&[W], &[W], [f64; 2]) -> [f64; 2],
+    parameter_sums: ParameterSums<W>,
     parameters: [f64; 2],
 }
 
