@@ -35,7 +35,11 @@ impl Formula for SmoothRelu {
         let (x, t) = arguments(x, a.clone());
         let (log, s, _, w) = series(t.clone());
         let small = x.clone() * (-w).fma(s.clone(), s);
-        let large = x - log / a;
+        // x - log/a cancels, so 1/a has two parts and every product is rounded with its sum.
+        let inverse = V::lit(1.0) / a.clone();
+        let (whole, rest) = a.product(inverse.clone());
+        let low = ((V::lit(1.0) - whole) - rest) * inverse.clone();
+        let large = (-log.clone()).fma(low, (-log).fma(inverse, x));
         (t - V::lit(SMALL)).if_positive(large, small)
     }
 
