@@ -5,7 +5,7 @@
 //! which may be off by many units in the last place. The polynomial coefficients are our own minimax
 //! fits; the error of the fit is stated beside each.
 
-use crate::value::Value;
+use crate::value::{ATANH_TAIL, Value};
 
 /// A [`Value`] of `f32` arithmetic whose exponent can be taken apart.
 pub(crate) trait Single: Value {
@@ -145,10 +145,6 @@ pub(crate) fn ln_1p_unit<S: Single>(u: S) -> S {
 pub(crate) fn atanh_tail<S: Single>(z: S) -> S {
     polynomial(z, ATANH_TAIL)
 }
-
-/// Relative error of the fit 1e-8 on [0, 1/9].
-pub(crate) const ATANH_TAIL: [f64; 5] =
-    [0.333_333_34, 0.199_998_51, 0.142_962_5, 0.108_522_66, 0.116_167_82];
 
 #[inline(always)]
 pub(crate) fn normal_tail<S: Single>(x: S) -> S {

@@ -2,8 +2,7 @@
 
 use crate::{
     curve::{Curve, Formula, Visitor},
-    single::ATANH_TAIL,
-    value::{FRAC_1_SQRT_2PI, Value, with_series},
+    value::{ATANH_TAIL, FRAC_1_SQRT_2PI, Value, with_series},
 };
 use burn::{
     backend::{
