@@ -490,6 +490,8 @@ fn the_variance_of_a_narrow_channel_far_from_zero_is_right() {
         let (of_mean, of_variance) = match name {
             "flex" => (1e-7, 1e-6),
             _ if is_composed(name) => (1e-6, 1e-2),
+            // One unit of work sums up a whole part, from the outlier on.
+            "cpu" => (2e-7, 1e-5),
             _ => (1e-7, 1e-5),
         };
         for (state, want, tolerance) in
