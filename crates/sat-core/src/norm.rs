@@ -156,8 +156,8 @@ impl BatchNormActConfig {
 /// The backward pass keeps x and the residual, not the normalised values, and computes those again.
 /// In inference mode it is one pass over the data for the gradients of x and the residual; in training
 /// mode it is one for the sums of each channel, and for learned parameters of the activation, and one
-/// that writes. A learnable activation
-/// whose backward pass uses [another curve](Gradient::Of) is an operation of its own.
+/// that writes. A learnable activation whose backward pass uses [another curve](Gradient::Of) is an
+/// operation of its own.
 #[derive(Module, Debug)]
 pub struct BatchNormAct {
     /// The gain of each channel, `[channels]`.
