@@ -72,6 +72,11 @@ struct Arguments {
     #[arg(long, default_value_t = 2,
         value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     repeats: usize,
+    /// Instead, runs the activations in turns, so many rounds in one process, and prints what each takes
+    /// beside the first: the median over rounds, which a machine's moods hardly move.
+    #[arg(long, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..),
+        conflicts_with = "peer")]
+    rounds: Option<usize>,
     /// Times of PyTorch on this machine, from benches/peers/training_step.py.
     #[arg(long)]
     peer: Option<PathBuf>,
@@ -92,6 +97,15 @@ struct Arguments {
 enum Work {
     Train,
     Evaluate,
+}
+
+impl Work {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Train => "training",
+            Self::Evaluate => "evaluation",
+        }
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -229,6 +243,9 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
         println!("{}", serde_json::to_string(&row)?);
         return Ok(ExitCode::SUCCESS);
     }
+    if let Some(rounds) = arguments.rounds {
+        return in_turns(arguments, &works, rounds);
+    }
 
     let peer = arguments.peer.as_deref().map(read_json::<Peer>).transpose()?;
     let mut report = Report {
@@ -289,6 +306,96 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     Ok(save_json(arguments.json.as_deref(), &report))
 }
 
+/// What a row takes beside the first activation's.
+#[derive(Serialize)]
+struct Turns {
+    network: String,
+    activation: String,
+    work: Work,
+    steps: usize,
+    batch: usize,
+    rounds: usize,
+    /// The median over rounds, as are those below.
+    ms: f64,
+    over_first: f64,
+    /// The quartiles over rounds.
+    lower: f64,
+    upper: f64,
+}
+
+fn in_turns(
+    arguments: &Arguments,
+    works: &[(Work, usize)],
+    rounds: usize,
+) -> Result<ExitCode, Failure> {
+    println!(
+        "| network | work | batch | activation | ms | beside the first | lower quartile | upper |"
+    );
+    println!("|---|---|--:|---|--:|--:|--:|--:|");
+    let mut report = Vec::new();
+    for &network in &arguments.networks {
+        let benches = arguments.activations.iter().map(|a| Bench::new(arguments, network, a));
+        let benches = benches.collect::<Result<Vec<_>, _>>()?;
+        for &(work, steps) in works {
+            let mut runs: Vec<_> = benches.iter().map(|bench| bench.work(work, steps)).collect();
+            let mut times = vec![Vec::new(); runs.len()];
+            for round in 0..=rounds {
+                for (run, times) in runs.iter_mut().zip(&mut times) {
+                    let start = Instant::now();
+                    run()?;
+                    if round > 0 {
+                        times.push(start.elapsed().as_secs_f64() * 1e3);
+                    }
+                }
+            }
+            for (bench, times_of) in benches.iter().zip(&times) {
+                let ratios = times_of.iter().zip(&times[0]).map(|(time, first)| time / first);
+                let ratios = sorted(ratios);
+                let [network, activation] = bench.names.clone();
+                let row = Turns {
+                    network,
+                    activation,
+                    work,
+                    steps,
+                    batch: bench.labels.len(),
+                    rounds,
+                    ms: quantile(&sorted(times_of.iter().copied()), 0.5),
+                    over_first: quantile(&ratios, 0.5),
+                    lower: quantile(&ratios, 0.25),
+                    upper: quantile(&ratios, 0.75),
+                };
+                println!(
+                    "| {} | PGD-{} {} | {} | {} | {:.0} | {:.2} | {:.2} | {:.2} |",
+                    row.network,
+                    row.steps,
+                    row.work.name(),
+                    row.batch,
+                    row.activation,
+                    row.ms,
+                    row.over_first,
+                    row.lower,
+                    row.upper
+                );
+                report.push(row);
+            }
+        }
+    }
+    Ok(save_json(arguments.json.as_deref(), &report))
+}
+
+fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values
+}
+
+/// Between the two values nearest to the place.
+fn quantile(sorted: &[f64], share: f64) -> f64 {
+    let place = share * (sorted.len() - 1) as f64;
+    let (below, above) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
+    below + (above - below) * place.fract()
+}
+
 fn in_a_process_of_its_own(
     arguments: &Arguments,
     network: ModelName,
@@ -326,10 +433,7 @@ fn print_row(row: &Row, floor: &Floor) {
             peer.memory_mib.map(|mib| format!("{mib:.0}")).unwrap_or_default(),
         ),
     };
-    let work = match row.work {
-        Work::Train => "training",
-        Work::Evaluate => "evaluation",
-    };
+    let work = row.work.name();
     println!(
         "| {} | {} | PGD-{} {work} | {} | {:.0} | {:.1} | {peer_ms} | {ratio} | {:.0} | {:.0} | {:.0} % | {:.0} | {} | {peer_memory} |",
         row.network,

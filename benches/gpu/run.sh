@@ -100,7 +100,7 @@ experiments() {
     shift 4
     local work
     work=$(unpack "$dir")
-    for plan in activations gradient-quality controls scaling-cifar10; do
+    for plan in activations-cifar10 gradient-quality controls scaling-cifar10; do
         "$work/experiment-on" --plan "examples/experiments/$plan.toml" --device cuda \
             --scale examples/experiments/scales/cifar10.toml --data "cifar10:$data" \
             --test-data "cifar10-bin:$test" --out "$out/$plan" "$@"

@@ -18,10 +18,13 @@ use burn::{backend::Dispatch, tensor::Tensor};
 /// If x has fewer than two axes.
 pub fn channel_means<const D: usize>(x: Tensor<D>) -> Tensor<2> {
     let [batch, channels, values] = rows(&x);
-    if is_extended(&x.device()) && batch * channels * values > 0 {
-        return Tensor::from_dispatch(Dispatch::channel_means(x.into_dispatch()));
-    }
-    Tensor::from_dispatch(composed::means::<Dispatch>(x.into_dispatch()))
+    let extended = is_extended(&x.device()) && batch * channels * values > 0;
+    let x = x.into_dispatch();
+    Tensor::from_dispatch(if extended {
+        Dispatch::channel_means(x)
+    } else {
+        composed::means::<Dispatch>(x)
+    })
 }
 
 /// Each channel of each sample times its gate: the excitation of squeeze-and-excitation (Hu et al.
@@ -48,12 +51,13 @@ pub fn scale_channels<const D: usize>(x: Tensor<D>, gate: Tensor<2>) -> Tensor<D
         x.dims()
     );
     assert_eq!(gate.dtype(), x.dtype(), "the gate has the type of x");
-    if is_extended(&x.device()) && batch * channels * values > 0 {
-        let y = Dispatch::scale_channels(x.into_dispatch(), gate.into_dispatch());
-        return Tensor::from_dispatch(y);
-    }
-    let y = composed::scale::<Dispatch>(x.into_dispatch(), gate.into_dispatch());
-    Tensor::from_dispatch(y)
+    let extended = is_extended(&x.device()) && batch * channels * values > 0;
+    let (x, gate) = (x.into_dispatch(), gate.into_dispatch());
+    Tensor::from_dispatch(if extended {
+        Dispatch::scale_channels(x, gate)
+    } else {
+        composed::scale::<Dispatch>(x, gate)
+    })
 }
 
 /// Samples, channels, and values of a channel.

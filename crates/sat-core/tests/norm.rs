@@ -327,7 +327,7 @@ fn cases() -> impl Iterator<Item = Case> {
 
 /// Whether a device has no loops and no kernels of ours.
 fn is_composed(name: &str) -> bool {
-    name == "ndarray" || (cfg!(feature = "fusion") && name != "flex")
+    name == "ndarray"
 }
 
 fn describe(case: &Case, view: View, name: &str) -> String {

@@ -16,6 +16,8 @@ mod composed;
 mod cube;
 #[cfg(feature = "flex")]
 mod flex;
+#[cfg(feature = "cube")]
+mod fusion;
 
 #[cfg(feature = "flex")]
 pub(super) use flex::{Dense, LANES, Number, Planes, rewrite, total};
@@ -172,10 +174,6 @@ pub trait NormBackend: Backend {
 #[cfg(feature = "ndarray")]
 #[allow(deprecated)] // Burn keeps NdArray working; so do we.
 impl NormBackend for burn::backend::NdArray {}
-
-/// The composed bodies: see [`ActivationBackend`](super::ActivationBackend)'s.
-#[cfg(feature = "cube")]
-impl<B: burn_fusion::FusionBackend + NormBackend> NormBackend for burn_fusion::Fusion<B> {}
 
 #[cfg(all(test, feature = "flex"))]
 #[allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
