@@ -73,9 +73,9 @@ struct Arguments {
         value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     repeats: usize,
     /// Instead, runs the activations in turns, so many rounds in one process, and prints what each takes
-    /// beside the first: the median over rounds, which a machine's moods hardly move.
+    /// beside the first: the median over rounds, which a machine's moods move less than single times.
     #[arg(long, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..),
-        conflicts_with = "peer")]
+        conflicts_with_all = ["peer", "repeats"])]
     rounds: Option<usize>,
     /// Times of PyTorch on this machine, from benches/peers/training_step.py.
     #[arg(long)]
@@ -340,11 +340,13 @@ fn in_turns(
             let mut runs: Vec<_> = benches.iter().map(|bench| bench.work(work, steps)).collect();
             let mut times = vec![Vec::new(); runs.len()];
             for round in 0..=rounds {
-                for (run, times) in runs.iter_mut().zip(&mut times) {
+                // Each round starts with another one, so that a drift favours none.
+                for turn in 0..runs.len() {
+                    let i = (turn + round) % runs.len();
                     let start = Instant::now();
-                    run()?;
+                    runs[i]()?;
                     if round > 0 {
-                        times.push(start.elapsed().as_secs_f64() * 1e3);
+                        times[i].push(start.elapsed().as_secs_f64() * 1e3);
                     }
                 }
             }

@@ -91,7 +91,8 @@ pub enum Learnable {
         a: f64,
     },
     /// `pssilu`: [`Curve::ShiftedSwish`] with |a| and |b| learnable, from 1 and 1e-8, one pair for the
-    /// whole network; Dai et al., arXiv 2110.05626.
+    /// whole network; Dai et al., arXiv 2110.05626. At |b| = 1 the curve is singular, and beyond it nearly
+    /// straight: a large learning rate takes b there.
     PsSilu {
         /// Where a starts.
         a: f64,

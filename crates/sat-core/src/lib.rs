@@ -4,8 +4,8 @@
 //! Each activation is one operation with its own differentiation rule: the graph keeps the input and
 //! nothing else, and the backward pass is one pass over the data. On Flex, Burn's CPU backend, both
 //! passes are hand-written vector loops; on the CubeCL backends (GPUs, and CPUs through LLVM) they are
-//! kernels written by the same formulas. Everywhere else, and under Burn's fusion engine where no
-//! normalisation stands before them, they are composed of Burn's primitives.
+//! kernels written by the same formulas. Everywhere else, and outside a [`BatchNormAct`] under Burn's
+//! fusion engine, which merges them with their neighbours, they are composed of Burn's primitives.
 //!
 //! | to have | use |
 //! |---|---|

@@ -201,7 +201,7 @@ impl BatchNormAct {
     ///
     /// # Panics
     ///
-    /// As [`forward`](Self::forward), or if the residual has another shape than x.
+    /// As [`forward`](Self::forward), or if the residual has another shape or type than x.
     pub fn forward_with_residual<const D: usize>(
         &self,
         x: Tensor<D>,
@@ -225,6 +225,7 @@ impl BatchNormAct {
     ) -> Tensor<D> {
         if let Some(residual) = &residual {
             assert_eq!(x.dims(), residual.dims(), "x and the residual have the same shape");
+            assert_eq!(x.dtype(), residual.dtype(), "x and the residual have the same type");
         }
         self.normalize(x, residual, shared)
     }

@@ -14,7 +14,8 @@ use burn::{backend::Dispatch, tensor::Tensor};
 /// NaN stays NaN.
 ///
 /// On Flex, f32 and f64 tensors go through one loop, which gives the bits of the composed form; on
-/// the CubeCL runtimes f32 tensors go through one kernel. Everything else is composed of Burn's operations.
+/// the CubeCL runtimes without fusion f32 tensors go through one kernel. Everything else is composed of
+/// Burn's operations.
 ///
 /// # Shapes
 ///

@@ -17,7 +17,10 @@ use sat_core::{
     Activation, ActivationConfig, BatchNormAct, BatchNormActConfig, Curve, Function, Gradient,
     NormError, Pair, tensor::activate,
 };
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    thread,
+};
 
 /// Repeatable numbers in [-1, 1).
 fn noise(n: usize, seed: u64) -> Vec<f64> {
@@ -738,6 +741,12 @@ fn no_tensor_held_elsewhere_is_overwritten() {
             }
             let moved = forward(place(&case.x), case.residual.as_deref().map(place));
             assert_eq!(to_vec(held), to_vec(moved), "{what}: in place");
+            if residual {
+                let x = place(&case.x);
+                let twice = forward(x.clone(), Some(x));
+                let apart = forward(place(&case.x), Some(place(&case.x)));
+                assert_eq!(to_vec(twice), to_vec(apart), "{what}: one tensor as both");
+            }
 
             // The same x as input, residual and input of another operation; the gradient of y goes
             // two ways, so its buffer is shared.
@@ -755,6 +764,27 @@ fn no_tensor_held_elsewhere_is_overwritten() {
             };
             assert_close(&run(false), &run(true), 1e-6, &what);
         }
+    }
+}
+
+#[test]
+fn threads_share_a_layer_and_its_inputs() {
+    for (name, device) in devices() {
+        let case = Case::new([4, 3, 5, 5], "silu", true, false);
+        let device = device.autodiff();
+        let layer = case.layer(&device, FloatDType::F32);
+        let place = |values: &[f64]| tensor::<4>(values, case.shape, &device, FloatDType::F32);
+        let run = |x: Tensor<4>, residual: Tensor<4>| {
+            let x = x.require_grad();
+            let y = layer.forward_with_residual(x.clone(), residual);
+            (y.clone(), x.grad(&y.powi_scalar(2).sum().backward()).unwrap())
+        };
+        let residual = case.residual.as_deref().unwrap();
+        let (y, dx) = run(place(&case.x), place(residual));
+        let (x, r) = (place(&case.x), place(residual));
+        let (other_y, other_dx) = thread::scope(|s| s.spawn(|| run(x, r)).join().unwrap());
+        assert_close(&to_f64(other_y), &to_f64(y), 1e-6, name);
+        assert_close(&to_f64(other_dx), &to_f64(dx), 1e-5, name);
     }
 }
 

@@ -1,13 +1,13 @@
 //! The kernels under Burn's fusion engine.
 //!
-//! A kernel of our own closes the block that the engine is merging. Around a normalisation nothing is
-//! lost by that: it stands between convolutions, which close the block too, and the kernel takes the
-//! residual sum and the activation along. So the operations wait in the engine's queue and run as
-//! kernels when their turn comes. By hand, as in [`ActivationBackend`](super::super::ActivationBackend).
+//! A kernel of our own closes the block that the engine is merging. Around a normalisation that loses
+//! little: it mostly stands between convolutions, which close the block too, and the kernel takes the
+//! residual sum and the activation along (`docs/results/activation-lavapipe.md` has the times). So the
+//! operations wait in the engine's queue and run as kernels when their turn comes. By hand, as in [`ActivationBackend`](super::super::ActivationBackend).
 
 use super::{NormActivation, NormBackend, Optional};
 use burn::{
-    backend::tensor::FloatTensor,
+    backend::{TensorMetadata, tensor::FloatTensor},
     tensor::{DType, Shape},
 };
 use burn_fusion::{
@@ -88,11 +88,11 @@ fn queue<B: FusionBackend, const N: usize>(
         TensorIr::uninit(client.create_empty_handle(), shape, dtype)
     });
     let operation = OperationIr::Custom(CustomOpIr::new(name, inputs, &outputs));
-    let ids = outputs.map(|output| output.id);
     let run = OperationFn(move |handles: &mut Handles<B>| {
-        let tensors = run(handles);
-        for (id, tensor) in ids.iter().zip(tensors) {
-            handles.register_float_tensor::<B>(id, tensor);
+        for (output, tensor) in outputs.iter().zip(run(handles)) {
+            debug_assert_eq!(tensor.shape(), output.shape, "{name}");
+            debug_assert_eq!(tensor.dtype(), output.dtype, "{name}");
+            handles.register_float_tensor::<B>(&output.id, tensor);
         }
         Ok(())
     });
