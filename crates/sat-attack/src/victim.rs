@@ -137,7 +137,7 @@ impl<'a> Victim<'a> {
         }
         let mut gradients = loss.sum().backward();
         let gradient = leaf.grad_remove(&mut gradients).ok_or(AttackError::NoGradient)?;
-        Ok((logits.without_autodiff(), gradient))
+        Ok((logits.without_autodiff(), with_plain_strides(gradient)))
     }
 
     fn forward(&self, images: Tensor<4>) -> Result<Tensor<2>, AttackError> {
@@ -170,6 +170,17 @@ impl<'a> Victim<'a> {
         }
         Ok(logits)
     }
+}
+
+/// The same gradient, without the strides that a convolution gives to a single channel. In a chain that
+/// overwrites such a tensor, Burn 0.22.1's fusion engine reads the others at wrong places
+/// (docs/upstream/activations-and-normalisation.md).
+fn with_plain_strides(gradient: Tensor<4>) -> Tensor<4> {
+    let shape = gradient.dims();
+    if shape[1] != 1 {
+        return gradient;
+    }
+    gradient.flatten::<2>(1, 3).reshape(shape)
 }
 
 impl fmt::Debug for Victim<'_> {
