@@ -337,19 +337,7 @@ fn in_turns(
         let benches = arguments.activations.iter().map(|a| Bench::new(arguments, network, a));
         let benches = benches.collect::<Result<Vec<_>, _>>()?;
         for &(work, steps) in works {
-            let mut runs: Vec<_> = benches.iter().map(|bench| bench.work(work, steps)).collect();
-            let mut times = vec![Vec::new(); runs.len()];
-            for round in 0..=rounds {
-                // Each round starts with another one, so that a drift favours none.
-                for turn in 0..runs.len() {
-                    let i = (turn + round) % runs.len();
-                    let start = Instant::now();
-                    runs[i]()?;
-                    if round > 0 {
-                        times[i].push(start.elapsed().as_secs_f64() * 1e3);
-                    }
-                }
-            }
+            let times = times_in_turns(&benches, work, steps, rounds)?;
             for (bench, times_of) in benches.iter().zip(&times) {
                 let ratios = times_of.iter().zip(&times[0]).map(|(time, first)| time / first);
                 let ratios = sorted(ratios);
@@ -383,6 +371,29 @@ fn in_turns(
         }
     }
     Ok(save_json(arguments.json.as_deref(), &report))
+}
+
+/// Milliseconds of every round, for each bench, after one round that does not count.
+fn times_in_turns(
+    benches: &[Bench],
+    work: Work,
+    steps: usize,
+    rounds: usize,
+) -> Result<Vec<Vec<f64>>, Failure> {
+    let mut runs: Vec<_> = benches.iter().map(|bench| bench.work(work, steps)).collect();
+    let mut times = vec![Vec::new(); runs.len()];
+    for round in 0..=rounds {
+        // Each round starts with another one, so that a drift favours none.
+        for turn in 0..runs.len() {
+            let i = (turn + round) % runs.len();
+            let start = Instant::now();
+            runs[i]()?;
+            if round > 0 {
+                times[i].push(start.elapsed().as_secs_f64() * 1e3);
+            }
+        }
+    }
+    Ok(times)
 }
 
 fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {

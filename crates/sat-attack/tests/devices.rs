@@ -5,6 +5,8 @@
 
 #[path = "../../../tests/common/mod.rs"]
 mod common;
+#[path = "../../sat-core/tests/common/devices.rs"]
+mod list;
 #[path = "../../../tests/common/mnist.rs"]
 mod mnist;
 
@@ -12,31 +14,13 @@ use burn::tensor::activation::relu;
 use burn::tensor::module::conv2d;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Tensor, TensorData};
+use list::devices;
 use sat_attack::{
     Adversarial, Apgd, Attack, AutoAttack, Fab, Fgsm, Goal, Norm, Pgd, RandomStart, Square,
     ThreatModel, Victim,
 };
 
 const COUNT: usize = 6;
-
-/// Every device of the build, with its name.
-fn devices() -> Vec<(&'static str, Device)> {
-    vec![
-        #[cfg(feature = "flex")]
-        ("flex", Device::flex()),
-        #[cfg(feature = "ndarray")]
-        ("ndarray", {
-            #[allow(deprecated)]
-            Device::ndarray()
-        }),
-        #[cfg(feature = "wgpu")]
-        ("wgpu", Device::wgpu(Default::default())),
-        #[cfg(feature = "cuda")]
-        ("cuda", Device::cuda(0)),
-        #[cfg(feature = "cpu")]
-        ("cpu", Device::cpu()),
-    ]
-}
 
 /// Values in [-1, 1), irregular and repeatable.
 fn tensor<const D: usize>(seed: usize, shape: [usize; D], device: &Device) -> Tensor<D> {

@@ -4,26 +4,17 @@
 #![cfg(feature = "flex")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
+#[path = "../../sat-core/tests/common/devices.rs"]
+mod list;
+
 use burn::{
     module::Module,
     tensor::{Device, Tensor, TensorData},
 };
+use list::devices;
 use sat_attack::Classifier;
 use sat_models::{EfficientNetConfig, Model, NetworkConfig, ResNetConfig, StageConfig, StemConfig};
 use sat_train::{AdversarialStep, Normalized, Recipe, TrainingAttack, optimizer};
-
-/// Flex first.
-fn devices() -> Vec<(&'static str, Device)> {
-    vec![
-        ("flex", Device::flex()),
-        #[cfg(feature = "wgpu")]
-        ("wgpu", Device::wgpu(Default::default())),
-        #[cfg(feature = "cuda")]
-        ("cuda", Device::cuda(0)),
-        #[cfg(feature = "cpu")]
-        ("cpu", Device::cpu()),
-    ]
-}
 
 /// Channels, learning rate and network: grey and coloured images, both families, strides, a projection,
 /// squeeze-and-excitation, learned parameters. The gradients of an EfficientNet this small are in the

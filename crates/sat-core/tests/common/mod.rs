@@ -1,31 +1,13 @@
 //! What every test of this crate shares: the devices of the build.
 
+mod devices;
 #[allow(dead_code)]
 pub(crate) mod precision;
 
-use burn::tensor::{Device, Tensor, TensorData};
+#[allow(unused_imports, reason = "not every test has every device")]
+pub(crate) use devices::devices;
 
-/// Every device of the build, with its name.
-#[allow(dead_code)] // Not every test has every device.
-pub(crate) fn devices() -> Vec<(&'static str, Device)> {
-    let devices: Vec<(&'static str, Device)> = vec![
-        #[cfg(feature = "flex")]
-        ("flex", Device::flex()),
-        #[cfg(feature = "ndarray")]
-        ("ndarray", {
-            #[allow(deprecated)]
-            Device::ndarray()
-        }),
-        #[cfg(feature = "wgpu")]
-        ("wgpu", Device::wgpu(Default::default())),
-        #[cfg(feature = "cuda")]
-        ("cuda", Device::cuda(0)),
-        #[cfg(feature = "cpu")]
-        ("cpu", Device::cpu()),
-    ];
-    assert!(!devices.is_empty(), "no backend in this build; use --features flex");
-    devices
-}
+use burn::tensor::{Device, Tensor, TensorData};
 
 #[allow(dead_code, reason = "not every test has vectors")]
 pub(crate) fn vector(values: &[f32], device: &Device) -> Tensor<1> {
