@@ -58,6 +58,13 @@ impl<const FMA: bool> Single for Lane<FMA> {
         Self(f32::from_bits(((k + (127 + shift)) as u32) << 23))
     }
 
+    // Added to the exponent: integer additions run beside the multiplications, which are what a loop
+    // waits for.
+    #[inline(always)]
+    fn scaled(self, k: i32) -> Self {
+        Self(f32::from_bits(self.0.to_bits().wrapping_add((k as u32) << 23)))
+    }
+
     #[inline(always)]
     fn inverse_power(k: i32) -> Self {
         Self::power(-k, 0)

@@ -54,15 +54,8 @@ pub(crate) trait Value:
     fn abs(self) -> Self;
     /// The square root of x >= 0.
     fn sqrt(self) -> Self;
-    /// The upper tail of the standard normal distribution beyond |x|: Phi(-|x|).
-    fn normal_tail(self) -> Self;
-    /// x Phi(x) with the standard normal distribution function Phi, for x >= -40.
-    fn times_normal(self) -> Self {
-        // From the upper tail, so that it keeps its relative accuracy far into the negative side.
-        let tail = self.clone().normal_tail();
-        let above = (-self.clone().at_most(40.0)).fma(tail.clone(), self.clone());
-        self.clone().if_positive(above, self * tail)
-    }
+    /// x Phi(x) with the standard normal distribution function Phi.
+    fn times_normal(self) -> Self;
     /// The derivative of x Phi(x) at -|x|: Phi(-|x|) - |x| phi(x), as a term of a sum with 1.
     fn normal_tail_slope(self) -> Self;
     /// x y + c, rounded once where the machine can.
@@ -125,12 +118,14 @@ impl Value for f64 {
     fn sqrt(self) -> Self {
         f64::sqrt(self)
     }
-    fn normal_tail(self) -> Self {
-        0.5 * libm::erfc(self.abs() * core::f64::consts::FRAC_1_SQRT_2)
+    fn times_normal(self) -> Self {
+        // From the upper tail, so that it keeps its relative accuracy far into the negative side.
+        let z = self.abs().at_most(40.0);
+        self.at_least(0.0) - z * normal_tail(z)
     }
     fn normal_tail_slope(self) -> Self {
         let z = self.abs().at_most(40.0);
-        z.normal_tail() - z * (-0.5 * z * z).exp() * FRAC_1_SQRT_2PI
+        normal_tail(z) - z * (-0.5 * z * z).exp() * FRAC_1_SQRT_2PI
     }
     fn if_positive(self, then: Self, otherwise: Self) -> Self {
         if self > 0.0 { then } else { otherwise }
@@ -144,6 +139,11 @@ impl Value for f64 {
     fn at_most(self, c: f64) -> Self {
         if self > c { c } else { self }
     }
+}
+
+/// Phi(-z)
+fn normal_tail(z: f64) -> f64 {
+    0.5 * libm::erfc(z * core::f64::consts::FRAC_1_SQRT_2)
 }
 
 /// 1/sqrt(2 pi)

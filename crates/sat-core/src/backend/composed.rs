@@ -279,19 +279,18 @@ impl<B: Backend> Value for Composed<B> {
     fn sqrt(self) -> Self {
         self.map(B::float_sqrt, f64::sqrt)
     }
-    fn normal_tail(self) -> Self {
-        let scaled = self.abs() * Constant(core::f64::consts::FRAC_1_SQRT_2);
-        (Constant(1.0) - scaled.map(B::float_erf, libm::erf)) * Constant(0.5)
-    }
     fn times_normal(self) -> Self {
-        // erf loses the tail's digits either way.
-        let scaled = self.clone() * Constant(core::f64::consts::FRAC_1_SQRT_2);
-        self * (scaled.map(B::float_erf, libm::erf) * Constant(0.5) + Constant(0.5))
+        // erf loses the tail's digits; what is left of -40 is zero, and -inf * 0 would not be.
+        let x = self.at_least(-40.0);
+        let scaled = x.clone() * Constant(core::f64::consts::FRAC_1_SQRT_2);
+        x * (scaled.map(B::float_erf, libm::erf) * Constant(0.5) + Constant(0.5))
     }
     fn normal_tail_slope(self) -> Self {
         let z = self.abs().at_most(40.0);
+        let scaled = z.clone() * Constant(core::f64::consts::FRAC_1_SQRT_2);
+        let tail = (Constant(1.0) - scaled.map(B::float_erf, libm::erf)) * Constant(0.5);
         let density = (z.clone() * z.clone() * Constant(-0.5)).exp() * Constant(FRAC_1_SQRT_2PI);
-        z.clone().normal_tail() - z * density
+        tail - z * density
     }
     fn if_positive(self, then: Self, otherwise: Self) -> Self {
         self.select(0.0, B::float_greater_elem, |x, c| x > c, then, otherwise)
