@@ -153,3 +153,52 @@ impl<const FMA: bool> Value for Lane<FMA> {
         if self.0 > c as f32 { Self(c as f32) } else { self }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Lane;
+    use crate::curve::{Curve, Formula, Visitor};
+
+    /// The machine that runs the other tests has fused multiply-add; not every machine has.
+    #[test]
+    fn curves_keep_the_promise_with_and_without_fused_multiply_add() {
+        struct Errors(f32);
+        impl Visitor for Errors {
+            /// Of value and derivative, without and with fused multiply-add.
+            type Output = [[f64; 2]; 2];
+            fn visit<F: Formula>(self, parameters: [f64; 2]) -> Self::Output {
+                fn errors<F: Formula, const FMA: bool>(x: f32, parameters: [f64; 2]) -> [f64; 2] {
+                    // A parameter counts as the f32 number nearest to it.
+                    let exact = parameters.map(|parameter| f64::from(parameter as f32));
+                    let lanes = parameters.map(|parameter| Lane::<FMA>(parameter as f32));
+                    let (value, slope) = (F::value(Lane(x), lanes).0, F::slope(Lane(x), lanes).0);
+                    let x = f64::from(x);
+                    let (f, df) = (F::value(x, exact), F::slope(x, exact));
+                    // GELU's tail is promised 1e-9.
+                    let ulp = |at: f64| {
+                        let at = (at.abs() as f32).max(f32::MIN_POSITIVE);
+                        f64::from(at.next_up() - at)
+                    };
+                    let size = if x < -5.0 { f.abs().max(1e-3) } else { f };
+                    [
+                        (f64::from(value) - f).abs() / ulp(size),
+                        (f64::from(slope) - df).abs() / ulp(1.0f64.max(df.abs())),
+                    ]
+                }
+                [errors::<F, false>(self.0, parameters), errors::<F, true>(self.0, parameters)]
+            }
+        }
+        for &curve in Curve::ALL {
+            let mut worst = [[0.0f64; 2]; 2];
+            for i in 0..20_001 {
+                let x = (i - 10_000) as f32 * 8.000_1e-4;
+                let errors = curve.visit(Errors(x));
+                for (worst, error) in worst.iter_mut().flatten().zip(errors.into_iter().flatten()) {
+                    *worst = worst.max(error);
+                }
+            }
+            let [without, with] = worst.map(|[value, slope]| value.max(slope));
+            assert!(without <= 5.0 && with <= 4.0, "{curve}: {worst:.2?}");
+        }
+    }
+}

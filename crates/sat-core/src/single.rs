@@ -1,8 +1,8 @@
 //! Single-precision functions, written once for CPU lanes and GPU vectors.
 //!
-//! Every function is a straight line of additions, multiplications, at most one division and selects: a loop
-//! over it vectorises on a CPU, and on a GPU the result does not depend on the driver's own exponential,
-//! which may be off by many units in the last place. The polynomial coefficients are our own minimax
+//! Every function is a straight line of additions, multiplications, at most one division and selects: a
+//! loop over it vectorises on a CPU, and on a GPU the result does not depend on the driver's own
+//! exponential, which may be off by many units in the last place. The polynomial coefficients are our own minimax
 //! fits; the error of the fit is stated beside each.
 
 use crate::value::{ATANH_TAIL, Value};
@@ -165,7 +165,7 @@ pub(crate) fn atanh_tail<S: Single>(z: S) -> S {
     polynomial(z, ATANH_TAIL)
 }
 
-/// Left of -10 it stays at -7e-23.
+/// Left of -10 it stays at -7e-21.
 #[inline(always)]
 pub(crate) fn times_normal<S: Single>(x: S) -> S {
     let z = x.clone().abs().at_most(10.0);
