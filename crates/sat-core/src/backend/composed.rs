@@ -240,6 +240,11 @@ impl<B: Backend> Neg for Composed<B> {
     }
 }
 
+/// 2 Phi(x) - 1
+fn normal_erf<B: Backend>(x: Composed<B>) -> Composed<B> {
+    (x * Constant(core::f64::consts::FRAC_1_SQRT_2)).map(B::float_erf, libm::erf)
+}
+
 impl<B: Backend> Value for Composed<B> {
     fn lit(c: f64) -> Self {
         Constant(c)
@@ -282,13 +287,11 @@ impl<B: Backend> Value for Composed<B> {
     fn times_normal(self) -> Self {
         // erf loses the tail's digits; what is left of -40 is zero, and -inf * 0 would not be.
         let x = self.at_least(-40.0);
-        let scaled = x.clone() * Constant(core::f64::consts::FRAC_1_SQRT_2);
-        x * (scaled.map(B::float_erf, libm::erf) * Constant(0.5) + Constant(0.5))
+        x.clone() * (normal_erf(x) * Constant(0.5) + Constant(0.5))
     }
     fn normal_tail_slope(self) -> Self {
         let z = self.abs().at_most(40.0);
-        let scaled = z.clone() * Constant(core::f64::consts::FRAC_1_SQRT_2);
-        let tail = (Constant(1.0) - scaled.map(B::float_erf, libm::erf)) * Constant(0.5);
+        let tail = (Constant(1.0) - normal_erf(z.clone())) * Constant(0.5);
         let density = (z.clone() * z.clone() * Constant(-0.5)).exp() * Constant(FRAC_1_SQRT_2PI);
         tail - z * density
     }
