@@ -5,10 +5,10 @@
 //! writes dx. It also prints the most memory that large tensors took beside the input. Both sides run
 //! in the same process, in turns, with an allocator that keeps pages;
 //! `-- --system-allocator` takes the system's instead, `-- --json FILE` writes the numbers, and
-//! `-- --elements 1000000` runs one size. `-- --peer FILE` sets PyTorch's times beside them, which
-//! `python benches/peers/activation.py --json FILE` measures on the same machine. Where pages lie in
-//! memory is luck, once for each process: `--peer` may be given several files, `--earlier FILE` names what
-//! this bench wrote before, and of each side the fastest counts.
+//! `-- --elements 1000000` runs one size. `-- --pytorch python` sets PyTorch beside them, with the Python that
+//! has it: [`TURNS`] turns for each row, in each of which we, PyTorch and the copy run shortly after one
+//! another, because the speed of memory changes by up to a factor of two within minutes on machines that are
+//! shared. Milliseconds are the fastest, ratios the middle one of the turns'.
 
 use burn::{
     backend::Dispatch,
@@ -16,18 +16,23 @@ use burn::{
 };
 use clap::Parser;
 use common::{
-    copy_bandwidth, in_turns, keep_pages,
+    Copies, Pair, in_turns, keep_pages, median,
     memory::{CountingAllocator, peak_over, use_system_allocator},
-    pairs, read_json, save_json,
+    pairs,
+    peer::Peer,
+    save_json,
 };
 use sat::core::{ActivationBackend, Curve, tensor::activate};
-use serde::{Deserialize, Serialize};
-use std::{hint::black_box, path::PathBuf, process::ExitCode, time::Duration};
+use serde::Serialize;
+use std::{fmt, hint::black_box, io, path::PathBuf, process::ExitCode, time::Duration};
 
 mod common;
 
 #[global_allocator]
 static GLOBAL: CountingAllocator = CountingAllocator;
+
+/// Rounds of one row.
+const TURNS: u32 = 7;
 
 /// Our activations beside Burn's.
 #[derive(Parser, Debug)]
@@ -36,18 +41,18 @@ struct Arguments {
     #[arg(long, value_delimiter = ',', default_values_t = [100_000, 1_000_000, 10_000_000],
         value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     elements: Vec<usize>,
-    /// Time for each measurement.
+    /// Curves to run, by their names; all if none is given.
+    #[arg(long, value_delimiter = ',')]
+    curves: Vec<Curve>,
+    /// Time for each measurement, all turns together.
     #[arg(long, default_value_t = 500)]
     milliseconds: u64,
     /// Use the system's allocator for large tensors.
     #[arg(long)]
     system_allocator: bool,
-    /// Times of PyTorch on this machine, from benches/peers/activation.py; of several the fastest.
+    /// The Python that runs benches/peers/activation.py beside us.
     #[arg(long)]
-    peer: Vec<PathBuf>,
-    /// What earlier runs on this machine wrote; the fastest counts.
-    #[arg(long)]
-    earlier: Vec<PathBuf>,
+    pytorch: Option<String>,
     /// Where to write the numbers.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -56,32 +61,7 @@ struct Arguments {
     bench: bool,
 }
 
-/// What benches/peers/activation.py wrote.
-#[derive(Deserialize)]
-struct Peer {
-    software: String,
-    threads: usize,
-    rows: Vec<PeerRow>,
-}
-
-#[derive(Deserialize)]
-struct PeerRow {
-    activation: String,
-    elements: usize,
-    pass: String,
-    ms: f64,
-}
-
-/// The fastest of the peer's runs.
-fn of_peers(peers: &[Peer], activation: &str, elements: usize, pass: &str) -> Option<f64> {
-    let rows = peers.iter().flat_map(|peer| &peer.rows);
-    let matches = |row: &&PeerRow| {
-        row.activation == activation && row.elements == elements && row.pass == pass
-    };
-    rows.filter(matches).map(|row| row.ms).min_by(f64::total_cmp)
-}
-
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize)]
 struct Row {
     activation: String,
     elements: usize,
@@ -100,11 +80,11 @@ struct Row {
     /// The most memory in tensors beside the input, over the size of the input.
     ours_peak: f64,
     burn_peak: f64,
-    /// What moves at least, over our time, over what a copy moves in its time.
+    /// What moves at least, over our time, over what a copy moves in its time; the middle one of the turns.
     share_of_copy_bandwidth: f64,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize)]
 struct Report {
     allocator: String,
     threads: usize,
@@ -120,28 +100,24 @@ fn main() -> ExitCode {
     }
     keep_pages();
     let arguments = Arguments::parse();
-    let budget = Duration::from_millis(arguments.milliseconds);
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let peers = arguments.peer.iter().map(|path| read_json(path)).collect();
-    let earlier = arguments.earlier.iter().map(|path| read_json(path)).collect();
-    let (peers, earlier): (Vec<Peer>, Vec<Report>) = match (peers, earlier) {
-        (Ok(peers), Ok(earlier)) => (peers, earlier),
-        (Err(error), _) | (_, Err(error)) => {
-            eprintln!("error: cannot read times: {error}");
-            return ExitCode::FAILURE;
+    match run(&arguments) {
+        Ok(report) => save_json(arguments.json.as_deref(), &report),
+        Err(error) => {
+            eprintln!("error: PyTorch does not run beside us: {error}");
+            ExitCode::FAILURE
         }
-    };
-    let others = peers.iter().map(|peer| peer.threads);
-    if let Some(other) =
-        others.chain(earlier.iter().map(|report| report.threads)).find(|other| *other != threads)
-    {
-        eprintln!("error: a file's run had {other} threads, this bench runs {threads}");
-        return ExitCode::FAILURE;
     }
+}
+
+fn run(arguments: &Arguments) -> io::Result<Report> {
+    let turn = Duration::from_millis(arguments.milliseconds) / TURNS;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let start = |python: &String| Peer::start(python, "activation.py", threads);
+    let mut peer = arguments.pytorch.as_ref().map(start).transpose()?;
     let mut report = Report {
         allocator: if arguments.system_allocator { "system" } else { "mimalloc" }.into(),
         threads,
-        peer: peers.first().map(|peer| peer.software.clone()),
+        peer: peer.as_ref().map(|peer| peer.software.clone()),
         copy_gb_per_s: Vec::new(),
         rows: Vec::new(),
     };
@@ -150,73 +126,113 @@ fn main() -> ExitCode {
         println!("beside {software}");
     }
     for &n in &arguments.elements {
-        let copies = earlier.iter().flat_map(|report| &report.copy_gb_per_s);
-        let copies = copies.filter(|(elements, _)| *elements == n).map(|(_, copy)| *copy);
-        let copy = copies.fold(copy_bandwidth(n, budget), f64::max);
-        report.copy_gb_per_s.push((n, copy));
-        println!("\n{n} elements; a copy moves {copy:.1} GB/s (read and write counted)\n");
+        println!("\n{n} elements\n");
         println!(
             "| activation | pass | ours ms | Burn ms | Burn/ours | alone ms | peer ms | peer/ours | of copy | peak, ours | peak, Burn |"
         );
         println!("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
-        for pair in pairs() {
-            let ours = |x| activate(x, pair.curve);
-            for (pass, backward, moved) in [("forward", false, 2), ("forward+backward", true, 5)] {
-                let (mut of_ours, mut of_burn) =
-                    (pass_over(n, ours, backward), pass_over(n, pair.burns, backward));
-                let peaks = [peak_over(&mut of_ours), peak_over(&mut of_burn)];
-                let [ours_peak, burn_peak] =
-                    peaks.map(|peak| peak as f64 / (n * size_of::<f32>()) as f64);
-                let [mut ours, mut burn] = in_turns(budget, [&mut of_ours, &mut of_burn]);
-                let mut repeated: Box<dyn FnMut()> =
-                    if backward { Box::new(both_passes(n, pair.curve)) } else { Box::new(of_ours) };
-                let [mut alone, _] = in_turns(budget / 2, [&mut repeated, &mut || {}]);
-                let activation = pair.curve.to_string();
-                let same = |row: &&Row| {
-                    row.activation == activation && row.elements == n && row.pass == pass
-                };
-                for row in earlier.iter().flat_map(|report| &report.rows).filter(same) {
-                    ours = ours.min(row.ours_ms / 1e3);
-                    burn = burn.min(row.burn_ms / 1e3);
-                    alone = alone.min(row.alone_ms / 1e3);
-                }
-                let bytes = (moved * n * size_of::<f32>()) as f64;
-                let peer_ms = of_peers(&peers, &activation, n, pass);
-                let row = Row {
-                    activation,
-                    elements: n,
-                    pass: pass.into(),
-                    ours_ms: ours * 1e3,
-                    burn_ms: burn * 1e3,
-                    burn_over_ours: burn / ours,
-                    peer_ms,
-                    alone_ms: alone * 1e3,
-                    peer_over_ours: peer_ms.map(|ms| ms / alone / 1e3),
-                    share_of_copy_bandwidth: bytes / alone / 1e9 / copy,
-                    ours_peak,
-                    burn_peak,
-                };
-                let (peer_ms, peer_ratio) = match (row.peer_ms, row.peer_over_ours) {
-                    (Some(ms), Some(ratio)) => (format!("{ms:.3}"), format!("{ratio:.2}")),
-                    _ => Default::default(),
-                };
-                println!(
-                    "| {} | {} | {:.3} | {:.3} | {:.1} | {:.3} | {peer_ms} | {peer_ratio} | {:.0} % | {:.1} | {:.1} |",
-                    row.activation,
-                    row.pass,
-                    row.ours_ms,
-                    row.burn_ms,
-                    row.burn_over_ours,
-                    row.alone_ms,
-                    100.0 * row.share_of_copy_bandwidth,
-                    row.ours_peak,
-                    row.burn_peak
-                );
+        let mut copies = Copies::of(n);
+        let mut best_copy = 0.0f64;
+        let asked =
+            |pair: &Pair| arguments.curves.is_empty() || arguments.curves.contains(&pair.curve);
+        for pair in pairs().into_iter().filter(asked) {
+            for pass in [Pass::Forward, Pass::Both] {
+                let (row, copy) = measure(n, &pair, pass, turn, &mut copies, peer.as_mut())?;
+                best_copy = best_copy.max(copy);
+                println!("{row}");
                 report.rows.push(row);
             }
         }
+        println!("\nA copy moves up to {best_copy:.1} GB/s (read and write counted).");
+        report.copy_gb_per_s.push((n, best_copy));
     }
-    save_json(arguments.json.as_deref(), &report)
+    Ok(report)
+}
+
+#[derive(Clone, Copy)]
+enum Pass {
+    Forward,
+    Both,
+}
+
+/// A row, and the bandwidth of the copies in its turns.
+fn measure(
+    n: usize,
+    pair: &Pair,
+    pass: Pass,
+    turn: Duration,
+    copies: &mut Copies,
+    mut peer: Option<&mut Peer>,
+) -> io::Result<(Row, f64)> {
+    let (name, transfers) = match pass {
+        Pass::Forward => ("forward", 2),
+        Pass::Both => ("forward+backward", 5),
+    };
+    let activation = pair.curve.to_string();
+    let question = format!("{activation} {n} {name} {}", turn.as_millis().max(1));
+    let mut of_ours = pass_over(n, |x| activate(x, pair.curve), pass);
+    let mut of_burn = pass_over(n, pair.burns, pass);
+    let size = (n * size_of::<f32>()) as f64;
+    let ours_peak = peak_over(&mut of_ours) as f64 / size;
+    let burn_peak = peak_over(&mut of_burn) as f64 / size;
+    let mut repeated: Box<dyn FnMut()> = match pass {
+        Pass::Forward => Box::new(pass_over(n, |x| activate(x, pair.curve), pass)),
+        Pass::Both => Box::new(both_passes(n, pair.curve)),
+    };
+    let [mut ours, mut burn, mut alone, mut peers] = [f64::INFINITY; 4];
+    let (mut ratios, mut shares, mut best_copy) = (Vec::new(), Vec::new(), 0.0f64);
+    for _ in 0..TURNS {
+        let [ours_now, burn_now] = in_turns(turn, [&mut of_ours, &mut of_burn]);
+        (ours, burn) = (ours.min(ours_now), burn.min(burn_now));
+        let copy = copies.bandwidth(turn / 2);
+        let [alone_now, _] = in_turns(turn, [&mut repeated, &mut || {}]);
+        alone = alone.min(alone_now);
+        best_copy = best_copy.max(copy);
+        shares.push(f64::from(transfers) * size / alone_now / 1e9 / copy);
+        let answer = peer.as_mut().map(|peer| peer.ask(&question)).transpose()?.flatten();
+        if let Some(ms) = answer {
+            peers = peers.min(ms);
+            ratios.push(ms / alone_now / 1e3);
+        }
+    }
+    let row = Row {
+        activation,
+        elements: n,
+        pass: name.into(),
+        ours_ms: ours * 1e3,
+        burn_ms: burn * 1e3,
+        burn_over_ours: burn / ours,
+        peer_ms: peers.is_finite().then_some(peers),
+        alone_ms: alone * 1e3,
+        peer_over_ours: (!ratios.is_empty()).then(|| median(ratios)),
+        share_of_copy_bandwidth: median(shares),
+        ours_peak,
+        burn_peak,
+    };
+    Ok((row, best_copy))
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let or_empty = |value: Option<f64>, digits: usize| {
+            value.map(|value| format!("{value:.digits$}")).unwrap_or_default()
+        };
+        write!(
+            f,
+            "| {} | {} | {:.3} | {:.3} | {:.1} | {:.3} | {} | {} | {:.0} % | {:.1} | {:.1} |",
+            self.activation,
+            self.pass,
+            self.ours_ms,
+            self.burn_ms,
+            self.burn_over_ours,
+            self.alone_ms,
+            or_empty(self.peer_ms, 3),
+            or_empty(self.peer_over_ours, 2),
+            100.0 * self.share_of_copy_bandwidth,
+            self.ours_peak,
+            self.burn_peak
+        )
+    }
 }
 
 fn input(n: usize) -> TensorData {
@@ -227,16 +243,15 @@ fn input(n: usize) -> TensorData {
 /// One pass, with the input held elsewhere as a layer's input is, so the forward pass does not happen
 /// in place. The backward pass starts from a tensor of ones, which Burn makes and which is counted in
 /// the time of both sides, not in the bytes.
-fn pass_over(n: usize, f: impl Fn(Tensor<1>) -> Tensor<1>, backward: bool) -> impl FnMut() {
+fn pass_over(n: usize, f: impl Fn(Tensor<1>) -> Tensor<1>, pass: Pass) -> impl FnMut() {
     let device = Device::flex();
     let x = Tensor::<1>::from_data(input(n), &device);
-    move || {
-        if backward {
+    move || match pass {
+        Pass::Forward => _ = black_box(f(x.clone())),
+        Pass::Both => {
             let leaf = x.clone().autodiff().require_grad();
             let mut grads = f(leaf.clone()).backward();
             black_box(leaf.grad_remove(&mut grads));
-        } else {
-            black_box(f(x.clone()));
         }
     }
 }

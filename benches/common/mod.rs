@@ -6,6 +6,7 @@
 pub(crate) mod memory;
 pub(crate) mod norm;
 pub(crate) mod peak;
+pub(crate) mod peer;
 
 use burn::tensor::{Tensor, activation as burns};
 use sat::core::Curve;
@@ -75,30 +76,55 @@ pub(crate) fn in_turns(budget: Duration, mut runs: [&mut dyn FnMut(); 2]) -> [f6
     best
 }
 
+/// The middle one.
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
 /// Bytes read and written a second, in GB/s, by a parallel copy of n floats.
 pub(crate) fn copy_bandwidth(n: usize, budget: Duration) -> f64 {
-    let source = vec![1.0f32; n];
-    // Written once, so that no fresh page is in the time.
-    let mut target = source.clone();
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let chunk = n.div_ceil(threads);
-    let mut best = f64::INFINITY;
-    let started = Instant::now();
-    while started.elapsed() < budget {
-        let start = Instant::now();
-        std::thread::scope(|scope| {
-            for (source, target) in source.chunks(chunk).zip(target.chunks_mut(chunk)) {
-                // Several times, so that starting the threads does not count.
-                scope.spawn(move || {
-                    for _ in 0..8 {
-                        black_box(&mut *target).copy_from_slice(black_box(source));
-                    }
-                });
-            }
-        });
-        best = best.min(start.elapsed().as_secs_f64() / 8.0);
+    Copies::of(n).bandwidth(budget)
+}
+
+/// A parallel copy of floats, again and again.
+pub(crate) struct Copies {
+    source: Vec<f32>,
+    target: Vec<f32>,
+}
+
+impl Copies {
+    pub(crate) fn of(n: usize) -> Self {
+        let source = vec![1.0f32; n];
+        // Written once, so that no fresh page is in the time.
+        let target = source.clone();
+        Self { source, target }
     }
-    (2 * n * size_of::<f32>()) as f64 / best / 1e9
+
+    /// Bytes read and written a second, in GB/s.
+    pub(crate) fn bandwidth(&mut self, budget: Duration) -> f64 {
+        let n = self.source.len();
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let chunk = n.div_ceil(threads);
+        let mut best = f64::INFINITY;
+        let started = Instant::now();
+        while best.is_infinite() || started.elapsed() < budget {
+            let start = Instant::now();
+            std::thread::scope(|scope| {
+                let parts = self.source.chunks(chunk).zip(self.target.chunks_mut(chunk));
+                for (source, target) in parts {
+                    // Several times, so that starting the threads does not count.
+                    scope.spawn(move || {
+                        for _ in 0..8 {
+                            black_box(&mut *target).copy_from_slice(black_box(source));
+                        }
+                    });
+                }
+            });
+            best = best.min(start.elapsed().as_secs_f64() / 8.0);
+        }
+        (2 * n * size_of::<f32>()) as f64 / best / 1e9
+    }
 }
 
 /// Reads what a bench or its peer wrote.

@@ -1,12 +1,14 @@
-"""PyTorch's activations, for `cargo bench --bench activation -- --peer FILE`.
+"""PyTorch's activations: eager mode or torch.compile; forward, and forward with backward from a gradient of ones.
 
-Eager mode or torch.compile, the fastest of many runs; forward, and forward with backward from a gradient of ones.
+`cargo bench --bench activation -- --pytorch python` runs it with `--serve`: it then answers each line "ACTIVATION ELEMENTS
+PASS MILLISECONDS" with the milliseconds of the fastest of many runs, or with "none". By itself it runs everything:
 
     python benches/peers/activation.py --threads 2 --json peer.json
 """
 
 import argparse
 import json
+import sys
 import time
 
 import torch
@@ -42,6 +44,45 @@ def fastest(run, seconds):
     return best * 1e3
 
 
+class Passes:
+    """The two passes over numbers that lie on a device."""
+
+    def __init__(self, args, elements):
+        data = (torch.arange(elements) * 7919 % 10_007).float() / 1000 - 5
+        self.data = data.to(args.device, getattr(torch, args.dtype))
+        self.leaf = self.data.clone().requires_grad_()
+        self.ones = torch.ones_like(self.data)
+        self.wait = torch.cuda.synchronize if args.device.startswith("cuda") else lambda: None
+
+    def copy(self):
+        self.data.clone()
+        self.wait()
+
+    def of(self, f, kind):
+        def forward():
+            with torch.no_grad():
+                f(self.data)
+            self.wait()
+
+        def both():
+            torch.autograd.grad(f(self.leaf), self.leaf, self.ones)
+            self.wait()
+
+        return {"forward": forward, "forward+backward": both}[kind]
+
+
+def serve(args):
+    passes = None
+    for line in sys.stdin:
+        name, elements, kind, milliseconds = line.split()
+        if name not in ACTIVATIONS:
+            print("none", flush=True)
+            continue
+        if passes is None or passes.data.numel() != int(elements):
+            passes = Passes(args, int(elements))
+        print(fastest(passes.of(ACTIVATIONS[name], kind), float(milliseconds) / 1e3), flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--threads", type=int, default=2)
@@ -50,38 +91,29 @@ def main():
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--compile", action="store_true", help="torch.compile instead of eager mode")
-    parser.add_argument("--json", required=True)
+    output = parser.add_mutually_exclusive_group(required=True)
+    output.add_argument("--json")
+    output.add_argument("--serve", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    wait = torch.cuda.synchronize if args.device.startswith("cuda") else lambda: None
+    mode = "torch.compile" if args.compile else "eager"
+    software = f"PyTorch {torch.__version__} {mode}, {args.device}, {args.dtype}"
+    if args.compile:
+        ACTIVATIONS.update({name: torch.compile(f) for name, f in ACTIVATIONS.items()})
+    if args.serve:
+        print(software, flush=True)
+        return serve(args)
     rows = []
     for n in args.elements:
-        data = (torch.arange(n) * 7919 % 10_007).float() / 1000 - 5
-        data = data.to(args.device, getattr(torch, args.dtype))
-        copy = fastest(lambda: (data.clone(), wait()), args.milliseconds / 1e3)
+        passes = Passes(args, n)
+        copy = fastest(passes.copy, args.milliseconds / 1e3)
         rows.append({"activation": "copy", "elements": n, "pass": "forward", "ms": copy})
         for name, f in ACTIVATIONS.items():
-            if args.compile:
-                f = torch.compile(f)
-            leaf = data.clone().requires_grad_()
-            ones = torch.ones_like(data)
-
-            def forward():
-                with torch.no_grad():
-                    f(data)
-                wait()
-
-            def both():
-                torch.autograd.grad(f(leaf), leaf, ones)
-                wait()
-
-            for kind, run in [("forward", forward), ("forward+backward", both)]:
-                ms = fastest(run, args.milliseconds / 1e3)
+            for kind in ["forward", "forward+backward"]:
+                ms = fastest(passes.of(f, kind), args.milliseconds / 1e3)
                 rows.append({"activation": name, "elements": n, "pass": kind, "ms": ms})
                 print(f"{n:>10} {name:<18} {kind:<17} {ms:9.3f} ms", flush=True)
     with open(args.json, "w") as file:
-        mode = "torch.compile" if args.compile else "eager"
-        software = f"PyTorch {torch.__version__} {mode}, {args.device}, {args.dtype}"
         json.dump({"software": software, "threads": args.threads, "rows": rows}, file)
 
 
