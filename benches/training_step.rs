@@ -33,6 +33,7 @@ use sat::{
 use serde::{Deserialize, Serialize};
 use std::{
     env,
+    hint::black_box,
     path::PathBuf,
     process::{Command, ExitCode},
     time::{Duration, Instant},
@@ -65,6 +66,9 @@ struct Arguments {
     /// Attack steps of evaluations.
     #[arg(long, value_delimiter = ',')]
     evaluate: Vec<usize>,
+    /// Forward passes with the gradient of the input, so many in a row: what the steps of an attack are made of.
+    #[arg(long, value_delimiter = ',')]
+    passes: Vec<usize>,
     /// Images a batch. Without it 128 of 32 pixels, 16 of 224.
     #[arg(long, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     batch: Option<usize>,
@@ -72,8 +76,9 @@ struct Arguments {
     #[arg(long, default_value_t = 2,
         value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     repeats: usize,
-    /// Instead, runs the activations in turns, so many rounds in one process, and prints what each takes
-    /// beside the first: the median over rounds, which a machine's moods move less than single times.
+    /// Instead, runs everything in turns, so many rounds in one process, and prints what each activation takes
+    /// beside the first: the median over rounds, which a machine's moods move less than single times. With
+    /// `--train 0,K --passes K` also what an attack of K steps takes beside its passes.
     #[arg(long, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..),
         conflicts_with_all = ["peer", "repeats"])]
     rounds: Option<usize>,
@@ -97,13 +102,15 @@ struct Arguments {
 enum Work {
     Train,
     Evaluate,
+    Passes,
 }
 
 impl Work {
-    fn name(self) -> &'static str {
+    fn name(self, steps: usize) -> String {
         match self {
-            Self::Train => "training",
-            Self::Evaluate => "evaluation",
+            Self::Train => format!("PGD-{steps} training"),
+            Self::Evaluate => format!("PGD-{steps} evaluation"),
+            Self::Passes => format!("{steps} passes"),
         }
     }
 }
@@ -233,7 +240,8 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let trains = arguments.train.iter().map(|&steps| (Work::Train, steps));
     let evaluates = arguments.evaluate.iter().map(|&steps| (Work::Evaluate, steps));
-    let mut works: Vec<_> = trains.chain(evaluates).collect();
+    let passes = arguments.passes.iter().map(|&steps| (Work::Passes, steps));
+    let mut works: Vec<_> = trains.chain(evaluates).chain(passes).collect();
     if works.is_empty() {
         works.push((Work::Train, 1));
     }
@@ -333,12 +341,13 @@ fn in_turns(
     );
     println!("|---|---|--:|---|--:|--:|--:|--:|");
     let mut report = Vec::new();
+    let mut beside_passes = Vec::new();
     for &network in &arguments.networks {
         let benches = arguments.activations.iter().map(|a| Bench::new(arguments, network, a));
         let benches = benches.collect::<Result<Vec<_>, _>>()?;
-        for &(work, steps) in works {
-            let times = times_in_turns(&benches, work, steps, rounds)?;
-            for (bench, times_of) in benches.iter().zip(&times) {
+        let times = times_in_turns(&benches, works, rounds)?;
+        for (&(work, steps), times) in works.iter().zip(&times) {
+            for (bench, times_of) in benches.iter().zip(times) {
                 let ratios = times_of.iter().zip(&times[0]).map(|(time, first)| time / first);
                 let ratios = sorted(ratios);
                 let [network, activation] = bench.names.clone();
@@ -355,10 +364,9 @@ fn in_turns(
                     upper: quantile(&ratios, 0.75),
                 };
                 println!(
-                    "| {} | PGD-{} {} | {} | {} | {:.0} | {:.2} | {:.2} | {:.2} |",
+                    "| {} | {} | {} | {} | {:.0} | {:.2} | {:.2} | {:.2} |",
                     row.network,
-                    row.steps,
-                    row.work.name(),
+                    work.name(steps),
                     row.batch,
                     row.activation,
                     row.ms,
@@ -369,27 +377,52 @@ fn in_turns(
                 report.push(row);
             }
         }
+        let times_of = |work| works.iter().position(|other| *other == work).map(|i| &times[i]);
+        for &(work, steps) in works.iter().filter(|(work, _)| *work == Work::Passes) {
+            let attacked = times_of((Work::Train, steps)).zip(times_of((Work::Train, 0)));
+            let Some(((attacked, clean), passes)) = attacked.zip(times_of((work, steps))) else {
+                continue;
+            };
+            for (i, bench) in benches.iter().enumerate() {
+                let attack = attacked[i].iter().zip(&clean[i]).map(|(all, rest)| all - rest);
+                let ratios = sorted(attack.zip(&passes[i]).map(|(attack, passes)| attack / passes));
+                let [network, activation] = &bench.names;
+                let [lower, middle, upper] = [0.25, 0.5, 0.75].map(|q| quantile(&ratios, q));
+                beside_passes.push(format!(
+                    "| {network} | {activation} | {steps} | {middle:.2} | {lower:.2} | {upper:.2} |"
+                ));
+            }
+        }
+    }
+    if !beside_passes.is_empty() {
+        println!(
+            "\n| network | activation | attack steps | beside its passes | lower quartile | upper |"
+        );
+        println!("|---|---|--:|--:|--:|--:|\n{}", beside_passes.join("\n"));
     }
     Ok(save_json(arguments.json.as_deref(), &report))
 }
 
-/// Milliseconds of every round, for each bench, after one round that does not count.
+/// Milliseconds of every round, for each work and bench, after one round that does not count.
 fn times_in_turns(
     benches: &[Bench],
-    work: Work,
-    steps: usize,
+    works: &[(Work, usize)],
     rounds: usize,
-) -> Result<Vec<Vec<f64>>, Failure> {
-    let mut runs: Vec<_> = benches.iter().map(|bench| bench.work(work, steps)).collect();
-    let mut times = vec![Vec::new(); runs.len()];
+) -> Result<Vec<Vec<Vec<f64>>>, Failure> {
+    let mut runs = Vec::new();
+    for (i, &(work, steps)) in works.iter().enumerate() {
+        runs.extend(benches.iter().enumerate().map(|(j, bench)| (i, j, bench.work(work, steps))));
+    }
+    let mut times = vec![vec![Vec::new(); benches.len()]; works.len()];
     for round in 0..=rounds {
         // Each round starts with another one, so that a drift favours none.
         for turn in 0..runs.len() {
-            let i = (turn + round) % runs.len();
+            let at = (turn + round) % runs.len();
+            let (i, j, run) = &mut runs[at];
             let start = Instant::now();
-            runs[i]()?;
+            run()?;
             if round > 0 {
-                times[i].push(start.elapsed().as_secs_f64() * 1e3);
+                times[*i][*j].push(start.elapsed().as_secs_f64() * 1e3);
             }
         }
     }
@@ -418,6 +451,7 @@ fn in_a_process_of_its_own(
     let option = match work {
         Work::Train => ["--train".to_owned(), steps.to_string()],
         Work::Evaluate => ["--evaluate".to_owned(), steps.to_string()],
+        Work::Passes => ["--passes".to_owned(), steps.to_string()],
     };
     let mut command = Command::new(env::current_exe()?);
     command
@@ -446,12 +480,11 @@ fn print_row(row: &Row, floor: &Floor) {
             peer.memory_mib.map(|mib| format!("{mib:.0}")).unwrap_or_default(),
         ),
     };
-    let work = row.work.name();
     println!(
-        "| {} | {} | PGD-{} {work} | {} | {:.0} | {:.1} | {peer_ms} | {ratio} | {:.0} | {:.0} | {:.0} % | {:.0} | {} | {peer_memory} |",
+        "| {} | {} | {} | {} | {:.0} | {:.1} | {peer_ms} | {ratio} | {:.0} | {:.0} | {:.0} % | {:.0} | {} | {peer_memory} |",
         row.network,
         row.activation,
-        row.steps,
+        row.work.name(row.steps),
         row.batch,
         row.ms,
         row.images_per_second(),
@@ -550,6 +583,18 @@ impl Bench {
                 Ok(())
             });
         }
+        if work == Work::Passes {
+            let model = self.model.valid();
+            return Box::new(move || {
+                for _ in 0..steps {
+                    let leaf = self.images.clone().autodiff().require_grad();
+                    let logits = model.forward(leaf.clone());
+                    let loss = smoothed_cross_entropy(logits, &self.labels, 0.0);
+                    black_box(leaf.grad_remove(&mut loss.backward()));
+                }
+                Ok(self.device.sync()?)
+            });
+        }
         let start = AttackStart::Uniform { probability: 1.0 };
         let attack = TrainingAttack { eps: EPS, steps, start, ..TrainingAttack::default() };
         let recipe = Recipe { attack: (steps > 0).then_some(attack), ..recipe() };
@@ -632,6 +677,7 @@ impl Bench {
         let rest = match work {
             Work::Train => (3.0 * forward, (2.5 + 4.5) * kept + (3.0 + 5.0) * weights),
             Work::Evaluate => (forward, 2.0 * kept + weights),
+            Work::Passes => (0.0, 0.0),
         };
         (steps * attack_step.0 + rest.0, 4.0 * (steps * attack_step.1 + rest.1))
     }

@@ -121,7 +121,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         for &seed in row.seeds(&scale)? {
             jobs.push(Job {
                 row: &row.name,
-                setting: row.setting(&scale, seed, images.each_ref())?,
+                setting: row.setting(&plan, &scale, seed, images.each_ref())?,
                 folder: out.join(format!("{}-seed{seed}", row.file_name())),
                 train_set: &train_set,
                 test_set: &test_set,

@@ -23,6 +23,10 @@ pub(crate) struct Plan {
     pub(crate) title: String,
     /// What the experiment asks.
     pub(crate) question: String,
+    /// Fields of the network that differ from the scale's in every row; `model` puts another network in
+    /// its place.
+    #[serde(default)]
+    network: Table,
     /// What is compared.
     #[serde(rename = "row")]
     pub(crate) rows: Vec<Row>,
@@ -34,7 +38,7 @@ pub(crate) struct Plan {
 pub(crate) struct Row {
     /// What the table calls it.
     pub(crate) name: String,
-    /// Fields of the network that differ from the scale's; `model` puts another network in its place.
+    /// Fields of the network that differ from the plan's.
     #[serde(default)]
     network: Table,
     /// Fields of the recipe that differ from the scale's.
@@ -128,7 +132,7 @@ pub(crate) enum PlanError {
     Read { path: PathBuf, source: io::Error },
     #[error("{}: {source}", path.display())]
     Toml { path: PathBuf, source: Box<toml::de::Error> },
-    #[error("row `{row}`: `network` names no `model`, and neither does the scale's")]
+    #[error("row `{row}`: `network` names no `model`, and neither do the plan's and the scale's")]
     NoModel { row: String },
     #[error("row `{row}`: {source}")]
     Field { row: String, source: Box<toml::de::Error> },
@@ -209,16 +213,17 @@ impl Row {
         common::file_name(&self.name)
     }
 
-    /// The row at a scale, with a seed.
+    /// The row of a plan at a scale, with a seed.
     pub(crate) fn setting(
         &self,
+        plan: &Plan,
         scale: &Scale,
         seed: u64,
         images: [&Images; 2],
     ) -> Result<Setting, PlanError> {
         let row = || self.name.clone();
         let field = |source| PlanError::Field { row: row(), source: Box::new(source) };
-        let network = self.network(scale)?;
+        let network = self.network(plan, scale)?;
         let [train, test] = images;
         let network = network.with_input_channels(train.channels).with_classes(train.classes);
         network.validate().map_err(|source| PlanError::Network { row: row(), source })?;
@@ -244,10 +249,10 @@ impl Row {
         })
     }
 
-    fn network(&self, scale: &Scale) -> Result<NetworkConfig, PlanError> {
+    fn network(&self, plan: &Plan, scale: &Scale) -> Result<NetworkConfig, PlanError> {
         let field = |source| PlanError::Field { row: self.name.clone(), source: Box::new(source) };
         let mut network: Option<(String, Table)> = None;
-        for layer in [&scale.network, &self.network] {
+        for layer in [&scale.network, &plan.network, &self.network] {
             let mut layer = layer.clone();
             if let Some(model) = layer.remove("model") {
                 let model: ModelName = model.try_into().map_err(field)?;
