@@ -8,7 +8,7 @@
 //! `-- --elements 1000000` runs one size. `-- --pytorch python` sets PyTorch beside them, with the Python that
 //! has it: [`TURNS`] turns for each row, in each of which we, PyTorch and the copy run shortly after one
 //! another, because the speed of memory changes by up to a factor of two within minutes on machines that are
-//! shared. Milliseconds are the fastest, ratios the middle one of the turns'.
+//! shared. Milliseconds are the fastest of all turns, ratios the median of the turns' own.
 
 use burn::{
     backend::Dispatch,
@@ -16,7 +16,7 @@ use burn::{
 };
 use clap::Parser;
 use common::{
-    Copies, Pair, in_turns, keep_pages, median,
+    Copies, Pair, Quartiles, in_turns, keep_pages,
     memory::{CountingAllocator, peak_over, use_system_allocator},
     pairs,
     peer::Peer,
@@ -32,7 +32,7 @@ mod common;
 static GLOBAL: CountingAllocator = CountingAllocator;
 
 /// Rounds of one row.
-const TURNS: u32 = 7;
+const TURNS: u32 = 9;
 
 /// Our activations beside Burn's.
 #[derive(Parser, Debug)]
@@ -69,19 +69,19 @@ struct Row {
     /// Ours in turns with Burn's.
     ours_ms: f64,
     burn_ms: f64,
-    burn_over_ours: f64,
+    burn_over_ours: Quartiles,
     #[serde(skip_serializing_if = "Option::is_none")]
     peer_ms: Option<f64>,
     /// Ours again and again, as the peer's is measured, and the two passes from a gradient that is there
     /// already: Burn's `backward` makes a tensor of ones first, on one thread.
     alone_ms: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    peer_over_ours: Option<f64>,
+    peer_over_ours: Option<Quartiles>,
     /// The most memory in tensors beside the input, over the size of the input.
     ours_peak: f64,
     burn_peak: f64,
-    /// What moves at least, over our time, over what a copy moves in its time; the middle one of the turns.
-    share_of_copy_bandwidth: f64,
+    /// What moves at least, over our time, over what a copy moves in its time.
+    share_of_copy_bandwidth: Quartiles,
 }
 
 #[derive(Serialize)]
@@ -103,7 +103,7 @@ fn main() -> ExitCode {
     match run(&arguments) {
         Ok(report) => save_json(arguments.json.as_deref(), &report),
         Err(error) => {
-            eprintln!("error: PyTorch does not run beside us: {error}");
+            eprintln!("error: {error}");
             ExitCode::FAILURE
         }
     }
@@ -114,6 +114,11 @@ fn run(arguments: &Arguments) -> io::Result<Report> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let start = |python: &String| Peer::start(python, "activation.py", threads);
     let mut peer = arguments.pytorch.as_ref().map(start).transpose()?;
+    let pairs = pairs();
+    let known = |curve: &&Curve| pairs.iter().any(|pair| pair.curve == **curve);
+    if let Some(curve) = arguments.curves.iter().find(|curve| !known(curve)) {
+        return Err(io::Error::other(format!("{curve} is no curve that Burn is compared in")));
+    }
     let mut report = Report {
         allocator: if arguments.system_allocator { "system" } else { "mimalloc" }.into(),
         threads,
@@ -128,16 +133,16 @@ fn run(arguments: &Arguments) -> io::Result<Report> {
     for &n in &arguments.elements {
         println!("\n{n} elements\n");
         println!(
-            "| activation | pass | ours ms | Burn ms | Burn/ours | alone ms | peer ms | peer/ours | of copy | peak, ours | peak, Burn |"
+            "| activation | pass | ours ms | Burn ms | Burn/ours | alone ms | peer ms | peer/ours | quartiles | of copy | peak, ours | peak, Burn |"
         );
-        println!("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
+        println!("|---|---|--:|--:|--:|--:|--:|--:|---|--:|--:|--:|");
         let mut copies = Copies::of(n);
         let mut best_copy = 0.0f64;
         let asked =
             |pair: &Pair| arguments.curves.is_empty() || arguments.curves.contains(&pair.curve);
-        for pair in pairs().into_iter().filter(asked) {
+        for pair in pairs.iter().filter(|pair| asked(pair)) {
             for pass in [Pass::Forward, Pass::Both] {
-                let (row, copy) = measure(n, &pair, pass, turn, &mut copies, peer.as_mut())?;
+                let (row, copy) = measure(n, pair, pass, turn, &mut copies, peer.as_mut())?;
                 best_copy = best_copy.max(copy);
                 println!("{row}");
                 report.rows.push(row);
@@ -180,11 +185,13 @@ fn measure(
         Pass::Both => Box::new(both_passes(n, pair.curve)),
     };
     let [mut ours, mut burn, mut alone, mut peers] = [f64::INFINITY; 4];
-    let (mut ratios, mut shares, mut best_copy) = (Vec::new(), Vec::new(), 0.0f64);
+    let [mut over_ours, mut ratios, mut shares] = [const { Vec::new() }; 3];
+    let mut best_copy = 0.0f64;
     for _ in 0..TURNS {
         let [ours_now, burn_now] = in_turns(turn, [&mut of_ours, &mut of_burn]);
         (ours, burn) = (ours.min(ours_now), burn.min(burn_now));
-        let copy = copies.bandwidth(turn / 2);
+        over_ours.push(burn_now / ours_now);
+        let copy = copies.bandwidth(turn);
         let [alone_now, _] = in_turns(turn, [&mut repeated, &mut || {}]);
         alone = alone.min(alone_now);
         best_copy = best_copy.max(copy);
@@ -201,11 +208,11 @@ fn measure(
         pass: name.into(),
         ours_ms: ours * 1e3,
         burn_ms: burn * 1e3,
-        burn_over_ours: burn / ours,
+        burn_over_ours: Quartiles::of(over_ours),
         peer_ms: peers.is_finite().then_some(peers),
         alone_ms: alone * 1e3,
-        peer_over_ours: (!ratios.is_empty()).then(|| median(ratios)),
-        share_of_copy_bandwidth: median(shares),
+        peer_over_ours: (!ratios.is_empty()).then(|| Quartiles::of(ratios)),
+        share_of_copy_bandwidth: Quartiles::of(shares),
         ours_peak,
         burn_peak,
     };
@@ -214,21 +221,21 @@ fn measure(
 
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let or_empty = |value: Option<f64>, digits: usize| {
-            value.map(|value| format!("{value:.digits$}")).unwrap_or_default()
-        };
+        let peer_ms = self.peer_ms.map(|ms| format!("{ms:.3}")).unwrap_or_default();
+        let peer = self.peer_over_ours.map(|Quartiles { lower, median, upper }| {
+            format!("{median:.2} | {lower:.2} {upper:.2}")
+        });
         write!(
             f,
-            "| {} | {} | {:.3} | {:.3} | {:.1} | {:.3} | {} | {} | {:.0} % | {:.1} | {:.1} |",
+            "| {} | {} | {:.3} | {:.3} | {:.1} | {:.3} | {peer_ms} | {} | {:.0} % | {:.1} | {:.1} |",
             self.activation,
             self.pass,
             self.ours_ms,
             self.burn_ms,
-            self.burn_over_ours,
+            self.burn_over_ours.median,
             self.alone_ms,
-            or_empty(self.peer_ms, 3),
-            or_empty(self.peer_over_ours, 2),
-            100.0 * self.share_of_copy_bandwidth,
+            peer.unwrap_or_else(|| " | ".into()),
+            100.0 * self.share_of_copy_bandwidth.median,
             self.ours_peak,
             self.burn_peak
         )

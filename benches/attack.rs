@@ -59,15 +59,12 @@ struct Report {
 /// The median of a few runs, in milliseconds. Reading the result waits for the device.
 fn median(mut run: impl FnMut()) -> f64 {
     run();
-    let mut times: Vec<f64> = (0..7)
-        .map(|_| {
-            let start = Instant::now();
-            run();
-            start.elapsed().as_secs_f64() * 1e3
-        })
-        .collect();
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
+    let times = (0..7).map(|_| {
+        let start = Instant::now();
+        run();
+        start.elapsed().as_secs_f64() * 1e3
+    });
+    common::Quartiles::of(times).median
 }
 
 fn main() -> ExitCode {

@@ -4,7 +4,8 @@
 //! mode, then the update by SGD with momentum, as `sat-train` does it) and PGD evaluations, the parts a step
 //! is made of, and the memory it takes. `-- --peer FILE` sets PyTorch's times beside them, which
 //! `python benches/peers/training_step.py --json FILE` measures on the same machine. Weights, images and
-//! labels come from a seed. Each row runs in a process of its own, so that its memory is its own.
+//! labels come from a seed. Each row runs in a process of its own, so that its memory is its own. `-- --rounds N`
+//! compares activations, and attacks with the passes they are made of, in turns in one process.
 //!
 //! Of a step's parts the attack's passes are those of one of its steps. The floors are the arithmetic and
 //! the bytes that no order of operations avoids, by the peak of multiply-adds and the speed of a copy
@@ -17,7 +18,7 @@ use burn::{
 };
 use clap::Parser;
 use common::{
-    copy_bandwidth, keep_pages,
+    Quartiles, copy_bandwidth, keep_pages,
     memory::{CountingAllocator, live, peak_over, peak_resident},
     peak::peak,
     read_json, save_json,
@@ -59,15 +60,16 @@ struct Arguments {
     /// Activations to run.
     #[arg(long, value_delimiter = ',', default_value = "relu,silu,gelu,smooth-relu-learnable")]
     activations: Vec<ActivationConfig>,
-    /// Attack steps of each training step; 0 trains on clean images. 1 if neither this nor
-    /// `--evaluate` is given.
+    /// Attack steps of each training step; 0 trains on clean images. 1 if nothing else is
+    /// asked for.
     #[arg(long, value_delimiter = ',')]
     train: Vec<usize>,
     /// Attack steps of evaluations.
     #[arg(long, value_delimiter = ',')]
     evaluate: Vec<usize>,
     /// Forward passes with the gradient of the input, so many in a row: what the steps of an attack are made of.
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',',
+        value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     passes: Vec<usize>,
     /// Images a batch. Without it 128 of 32 pixels, 16 of 224.
     #[arg(long, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
@@ -120,7 +122,7 @@ struct Row {
     network: String,
     activation: String,
     work: Work,
-    /// Of the attack.
+    /// Of the attack, or how many passes.
     steps: usize,
     batch: usize,
     ms: f64,
@@ -297,10 +299,10 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     for row in &report.rows {
         if let Some(parts) = &row.parts {
             println!(
-                "| {} | {} | PGD-{} training | {:.1} | {:.1} | {:.1} | {:.1} | {:.1} | {:.1} | {:.1} |",
+                "| {} | {} | {} | {:.1} | {:.1} | {:.1} | {:.1} | {:.1} | {:.1} | {:.1} |",
                 row.network,
                 row.activation,
-                row.steps,
+                row.work.name(row.steps),
                 parts.attack_forward,
                 parts.attack_backward,
                 parts.training_forward,
@@ -323,12 +325,26 @@ struct Turns {
     steps: usize,
     batch: usize,
     rounds: usize,
-    /// The median over rounds, as are those below.
+    /// Over rounds, as is what follows.
     ms: f64,
-    over_first: f64,
-    /// The quartiles over rounds.
-    lower: f64,
-    upper: f64,
+    over_first: Quartiles,
+}
+
+/// What an attack takes beside the passes it is made of: a training step with it less one without, over so
+/// many passes.
+#[derive(Serialize)]
+struct BesidePasses {
+    network: String,
+    activation: String,
+    steps: usize,
+    rounds: usize,
+    over_passes: Quartiles,
+}
+
+#[derive(Serialize)]
+struct TurnsReport {
+    rows: Vec<Turns>,
+    attacks: Vec<BesidePasses>,
 }
 
 fn in_turns(
@@ -340,16 +356,14 @@ fn in_turns(
         "| network | work | batch | activation | ms | beside the first | lower quartile | upper |"
     );
     println!("|---|---|--:|---|--:|--:|--:|--:|");
-    let mut report = Vec::new();
-    let mut beside_passes = Vec::new();
+    let mut report = TurnsReport { rows: Vec::new(), attacks: Vec::new() };
     for &network in &arguments.networks {
         let benches = arguments.activations.iter().map(|a| Bench::new(arguments, network, a));
         let benches = benches.collect::<Result<Vec<_>, _>>()?;
-        let times = times_in_turns(&benches, works, rounds)?;
-        for (&(work, steps), times) in works.iter().zip(&times) {
-            for (bench, times_of) in benches.iter().zip(times) {
-                let ratios = times_of.iter().zip(&times[0]).map(|(time, first)| time / first);
-                let ratios = sorted(ratios);
+        let all = times_in_turns(&benches, works, rounds)?;
+        for (&(work, steps), of_benches) in works.iter().zip(&all) {
+            for (bench, times) in benches.iter().zip(of_benches) {
+                let ratios = times.iter().zip(&of_benches[0]).map(|(time, first)| time / first);
                 let [network, activation] = bench.names.clone();
                 let row = Turns {
                     network,
@@ -358,10 +372,8 @@ fn in_turns(
                     steps,
                     batch: bench.labels.len(),
                     rounds,
-                    ms: quantile(&sorted(times_of.iter().copied()), 0.5),
-                    over_first: quantile(&ratios, 0.5),
-                    lower: quantile(&ratios, 0.25),
-                    upper: quantile(&ratios, 0.75),
+                    ms: Quartiles::of(times.iter().copied()).median,
+                    over_first: Quartiles::of(ratios),
                 };
                 println!(
                     "| {} | {} | {} | {} | {:.0} | {:.2} | {:.2} | {:.2} |",
@@ -370,35 +382,46 @@ fn in_turns(
                     row.batch,
                     row.activation,
                     row.ms,
-                    row.over_first,
-                    row.lower,
-                    row.upper
+                    row.over_first.median,
+                    row.over_first.lower,
+                    row.over_first.upper
                 );
-                report.push(row);
+                report.rows.push(row);
             }
         }
-        let times_of = |work| works.iter().position(|other| *other == work).map(|i| &times[i]);
+        let of_work = |work| works.iter().position(|other| *other == work).map(|i| &all[i]);
         for &(work, steps) in works.iter().filter(|(work, _)| *work == Work::Passes) {
-            let attacked = times_of((Work::Train, steps)).zip(times_of((Work::Train, 0)));
-            let Some(((attacked, clean), passes)) = attacked.zip(times_of((work, steps))) else {
+            let attacked = of_work((Work::Train, steps)).zip(of_work((Work::Train, 0)));
+            let Some(((attacked, clean), passes)) = attacked.zip(of_work((work, steps))) else {
                 continue;
             };
             for (i, bench) in benches.iter().enumerate() {
-                let attack = attacked[i].iter().zip(&clean[i]).map(|(all, rest)| all - rest);
-                let ratios = sorted(attack.zip(&passes[i]).map(|(attack, passes)| attack / passes));
-                let [network, activation] = &bench.names;
-                let [lower, middle, upper] = [0.25, 0.5, 0.75].map(|q| quantile(&ratios, q));
-                beside_passes.push(format!(
-                    "| {network} | {activation} | {steps} | {middle:.2} | {lower:.2} | {upper:.2} |"
-                ));
+                let attacks = attacked[i].iter().zip(&clean[i]).map(|(all, rest)| all - rest);
+                let ratios = attacks.zip(&passes[i]).map(|(attack, passes)| attack / passes);
+                let over_passes = Quartiles::of(ratios);
+                let [network, activation] = bench.names.clone();
+                report.attacks.push(BesidePasses {
+                    network,
+                    activation,
+                    steps,
+                    rounds,
+                    over_passes,
+                });
             }
         }
     }
-    if !beside_passes.is_empty() {
+    if !report.attacks.is_empty() {
         println!(
             "\n| network | activation | attack steps | beside its passes | lower quartile | upper |"
         );
-        println!("|---|---|--:|--:|--:|--:|\n{}", beside_passes.join("\n"));
+        println!("|---|---|--:|--:|--:|--:|");
+    }
+    for row in &report.attacks {
+        let Quartiles { lower, median, upper } = row.over_passes;
+        println!(
+            "| {} | {} | {} | {median:.2} | {lower:.2} | {upper:.2} |",
+            row.network, row.activation, row.steps
+        );
     }
     Ok(save_json(arguments.json.as_deref(), &report))
 }
@@ -427,19 +450,6 @@ fn times_in_turns(
         }
     }
     Ok(times)
-}
-
-fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values
-}
-
-/// Between the two values nearest to the place.
-fn quantile(sorted: &[f64], share: f64) -> f64 {
-    let place = share * (sorted.len() - 1) as f64;
-    let (below, above) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
-    below + (above - below) * place.fract()
 }
 
 fn in_a_process_of_its_own(
@@ -572,7 +582,7 @@ impl Bench {
         })
     }
 
-    /// One step, or one evaluation. Waits for the device.
+    /// One step, one evaluation or so many passes. Waits for the device.
     fn work(&self, work: Work, steps: usize) -> Box<dyn FnMut() -> Result<(), Failure> + '_> {
         if work == Work::Evaluate {
             let victim = Victim::new(&self.model);

@@ -76,10 +76,26 @@ pub(crate) fn in_turns(budget: Duration, mut runs: [&mut dyn FnMut(); 2]) -> [f6
     best
 }
 
-/// The middle one.
-pub(crate) fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
-    values[values.len() / 2]
+/// The middle of many numbers, and where their middle half begins and ends.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Quartiles {
+    pub(crate) lower: f64,
+    pub(crate) median: f64,
+    pub(crate) upper: f64,
+}
+
+impl Quartiles {
+    /// Of at least one number; between the two nearest where none stands at the place.
+    pub(crate) fn of(numbers: impl IntoIterator<Item = f64>) -> Self {
+        let mut sorted: Vec<f64> = numbers.into_iter().collect();
+        sorted.sort_unstable_by(f64::total_cmp);
+        let [lower, median, upper] = [0.25, 0.5, 0.75].map(|share| {
+            let place = share * (sorted.len() - 1) as f64;
+            let (below, above) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
+            below + (above - below) * place.fract()
+        });
+        Self { lower, median, upper }
+    }
 }
 
 /// Bytes read and written a second, in GB/s, by a parallel copy of n floats.
@@ -106,6 +122,8 @@ impl Copies {
         let n = self.source.len();
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let chunk = n.div_ceil(threads);
+        // Small ones several times, so that starting the threads does not count.
+        let times = (1 << 24) / n.clamp(1, 1 << 24);
         let mut best = f64::INFINITY;
         let started = Instant::now();
         while best.is_infinite() || started.elapsed() < budget {
@@ -113,15 +131,14 @@ impl Copies {
             std::thread::scope(|scope| {
                 let parts = self.source.chunks(chunk).zip(self.target.chunks_mut(chunk));
                 for (source, target) in parts {
-                    // Several times, so that starting the threads does not count.
                     scope.spawn(move || {
-                        for _ in 0..8 {
+                        for _ in 0..times {
                             black_box(&mut *target).copy_from_slice(black_box(source));
                         }
                     });
                 }
             });
-            best = best.min(start.elapsed().as_secs_f64() / 8.0);
+            best = best.min(start.elapsed().as_secs_f64() / times as f64);
         }
         (2 * n * size_of::<f32>()) as f64 / best / 1e9
     }

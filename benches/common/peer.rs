@@ -16,7 +16,8 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// Starts `python benches/peers/SCRIPT --serve --threads THREADS`, with an allocator that keeps pages.
+    /// Starts `python benches/peers/SCRIPT --serve --threads THREADS`. Its allocator keeps the pages of freed
+    /// tensors, as ours does: fresh ones cost more than the arithmetic on them.
     pub(crate) fn start(python: &str, script: &str, threads: usize) -> io::Result<Self> {
         let path = format!("{}/benches/peers/{script}", env!("CARGO_MANIFEST_DIR"));
         let mut child = Command::new(python)
@@ -44,7 +45,10 @@ impl Peer {
         std::thread::sleep(Duration::from_millis(5));
         match answer.as_str() {
             "none" => Ok(None),
-            ms => ms.parse().map(Some).map_err(|_| io::Error::other(format!("no time: {ms}"))),
+            ms => match ms.parse() {
+                Ok(ms) if f64::is_finite(ms) => Ok(Some(ms)),
+                _ => Err(io::Error::other(format!("`{ms}` is no answer to `{question}`"))),
+            },
         }
     }
 }

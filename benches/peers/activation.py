@@ -37,7 +37,7 @@ def fastest(run, seconds):
     for _ in range(3):
         run()
     best, end = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < end:
+    while best == float("inf") or time.perf_counter() < end:
         start = time.perf_counter()
         run()
         best = min(best, time.perf_counter() - start)

@@ -14,8 +14,8 @@ use std::{
 };
 use toml::{Table, Value};
 
-/// The rows of an experiment. Each is the scale with some fields changed; the first is the one that
-/// the others are compared with.
+/// The rows of an experiment. Each is the scale with the plan's and its own fields changed; the first is
+/// the one that the others are compared with.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Plan {
@@ -38,7 +38,7 @@ pub(crate) struct Plan {
 pub(crate) struct Row {
     /// What the table calls it.
     pub(crate) name: String,
-    /// Fields of the network that differ from the plan's.
+    /// Fields of the network that differ from the plan's; `model` puts another network in its place.
     #[serde(default)]
     network: Table,
     /// Fields of the recipe that differ from the scale's.
@@ -132,8 +132,8 @@ pub(crate) enum PlanError {
     Read { path: PathBuf, source: io::Error },
     #[error("{}: {source}", path.display())]
     Toml { path: PathBuf, source: Box<toml::de::Error> },
-    #[error("row `{row}`: `network` names no `model`, and neither do the plan's and the scale's")]
-    NoModel { row: String },
+    #[error("the scale's `network` names no `model`")]
+    NoModel,
     #[error("row `{row}`: {source}")]
     Field { row: String, source: Box<toml::de::Error> },
     #[error("row `{row}`: {source}")]
@@ -260,7 +260,7 @@ impl Row {
             }
             match &mut network {
                 Some((_, fields)) => merge(fields, &layer),
-                None => return Err(PlanError::NoModel { row: self.name.clone() }),
+                None => return Err(PlanError::NoModel),
             }
         }
         let tagged = network.map(|(family, fields)| (family, Value::Table(fields)));
