@@ -18,7 +18,7 @@ use clap::Parser;
 use common::{
     Copies, Pair, Quartiles, in_turns, keep_pages,
     memory::{CountingAllocator, peak_over, use_system_allocator},
-    pairs,
+    pairs_of,
     peer::Peer,
     save_json,
 };
@@ -110,15 +110,11 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> io::Result<Report> {
+    let pairs = pairs_of(&arguments.curves).map_err(io::Error::other)?;
     let turn = Duration::from_millis(arguments.milliseconds) / TURNS;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let start = |python: &String| Peer::start(python, "activation.py", threads);
     let mut peer = arguments.pytorch.as_ref().map(start).transpose()?;
-    let pairs = pairs();
-    let known = |curve: &&Curve| pairs.iter().any(|pair| pair.curve == **curve);
-    if let Some(curve) = arguments.curves.iter().find(|curve| !known(curve)) {
-        return Err(io::Error::other(format!("{curve} is no curve that Burn is compared in")));
-    }
     let mut report = Report {
         allocator: if arguments.system_allocator { "system" } else { "mimalloc" }.into(),
         threads,
@@ -138,9 +134,7 @@ fn run(arguments: &Arguments) -> io::Result<Report> {
         println!("|---|---|--:|--:|--:|--:|--:|--:|---|--:|--:|--:|");
         let mut copies = Copies::of(n);
         let mut best_copy = 0.0f64;
-        let asked =
-            |pair: &Pair| arguments.curves.is_empty() || arguments.curves.contains(&pair.curve);
-        for pair in pairs.iter().filter(|pair| asked(pair)) {
+        for pair in &pairs {
             for pass in [Pass::Forward, Pass::Both] {
                 let (row, copy) = measure(n, pair, pass, turn, &mut copies, peer.as_mut())?;
                 best_copy = best_copy.max(copy);

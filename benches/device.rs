@@ -19,7 +19,7 @@ use clap::{Parser, ValueEnum};
 use common::{
     in_turns,
     norm::{ACTIVATIONS, Mode, Sum, burn_pass, our_pass},
-    pairs, save_json,
+    pairs_of, save_json,
 };
 use sat::core::{Curve, device::DeviceName, tensor::activate};
 use serde::Serialize;
@@ -139,6 +139,8 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
+    let pairs = pairs_of(&arguments.curves)?;
+    let wanted = |curve: &Curve| pairs.iter().any(|pair| pair.curve == *curve);
     let device = arguments.device.open()?;
     let dtype = arguments.dtype;
     if !device.supports_dtype(dtype.dtype()) {
@@ -179,8 +181,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
     );
     println!("| activation | work | pass | ours ms | Burn ms | Burn/ours | of copy |");
     println!("|---|---|---|--:|--:|--:|--:|");
-    let wanted = |curve: &Curve| arguments.curves.is_empty() || arguments.curves.contains(curve);
-    for pair in pairs().into_iter().filter(|pair| wanted(&pair.curve)) {
+    for pair in &pairs {
         let ours = |x| activate(x, pair.curve);
         for work in [Work::Alone, Work::Chain] {
             for (pass, backward, moved) in [("forward", false, 2), ("forward+backward", true, 5)] {

@@ -597,9 +597,7 @@ impl Bench {
             let model = self.model.valid();
             return Box::new(move || {
                 for _ in 0..steps {
-                    let leaf = self.images.clone().autodiff().require_grad();
-                    let logits = model.forward(leaf.clone());
-                    let loss = smoothed_cross_entropy(logits, &self.labels, 0.0);
+                    let (leaf, loss) = self.attacked(&model);
                     black_box(leaf.grad_remove(&mut loss.backward()));
                 }
                 Ok(self.device.sync()?)
@@ -622,6 +620,13 @@ impl Bench {
         })
     }
 
+    /// The images as an attack sees them, and their loss.
+    fn attacked(&self, model: &Model) -> (Tensor<4>, Tensor<1>) {
+        let leaf = self.images.clone().autodiff().require_grad();
+        let loss = smoothed_cross_entropy(model.forward(leaf.clone()), &self.labels, 0.0);
+        (leaf, loss)
+    }
+
     /// The parts of a step, by hand.
     fn parts(&self, steps: usize, ms: f64) -> Result<Parts, Failure> {
         let mut best = [f64::INFINITY; 5];
@@ -638,8 +643,7 @@ impl Bench {
                 start = Instant::now();
                 Ok(())
             };
-            let leaf = self.images.clone().autodiff().require_grad();
-            let loss = smoothed_cross_entropy(valid.forward(leaf.clone()), &self.labels, 0.0);
+            let (leaf, loss) = self.attacked(&valid);
             lap()?;
             let mut gradients = loss.backward();
             let gradient = leaf.grad_remove(&mut gradients);

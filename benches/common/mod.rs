@@ -30,8 +30,17 @@ pub(crate) struct Pair {
     pub(crate) burns: fn(Tensor<1>) -> Tensor<1>,
 }
 
+/// The pairs of these curves; of all, if none is given.
+pub(crate) fn pairs_of(curves: &[Curve]) -> Result<Vec<Pair>, String> {
+    let all = pairs();
+    if let Some(curve) = curves.iter().find(|curve| all.iter().all(|pair| pair.curve != **curve)) {
+        return Err(format!("{curve} is no curve that Burn is compared in"));
+    }
+    Ok(all.into_iter().filter(|pair| curves.is_empty() || curves.contains(&pair.curve)).collect())
+}
+
 /// Burn's own function, or what a user would write where Burn has none.
-pub(crate) fn pairs() -> Vec<Pair> {
+fn pairs() -> Vec<Pair> {
     let burns = |curve| -> fn(Tensor<1>) -> Tensor<1> {
         match curve {
             Curve::Relu => burns::relu,
