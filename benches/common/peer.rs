@@ -28,7 +28,10 @@ impl Peer {
             )
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .spawn()?;
+            .spawn()
+            .map_err(|error| {
+                io::Error::new(error.kind(), format!("cannot run {python}: {error}"))
+            })?;
         let ended = || io::Error::other(format!("{python} {path} ended before it could be asked"));
         let questions = child.stdin.take().ok_or_else(ended)?;
         let mut answers = BufReader::new(child.stdout.take().ok_or_else(ended)?).lines();
