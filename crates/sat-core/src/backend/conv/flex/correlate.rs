@@ -6,10 +6,10 @@
 //! taps, without the copies that im2col makes. The lanes hold pixels where rows fill them, and output
 //! channels where rows are short.
 
-use super::tile::{InstructionSet, Product, Scattered, Start, Tile, Transposition};
+use super::tile::{InstructionSet, LARGEST_TILE, Product, Scattered, Start, Tile, Transposition};
 use super::winograd::Winograd;
 use super::{planes, pointwise};
-use rayon::prelude::*;
+use crate::backend::threads::{share, share_with};
 
 /// One position of the kernel: where it reads, relative to the stride times the output's position, and
 /// where its weight lies among those of one pair of channels.
@@ -64,8 +64,7 @@ impl Place {
         // SAFETY: as the caller promised.
         unsafe {
             if self.column == 1 {
-                to.copy_from_nonoverlapping(from.as_ptr(), from.len());
-                return;
+                return planes::copy(from.as_ptr(), to, from.len());
             }
             for (i, value) in from.iter().enumerate() {
                 *to.add(i * self.column) = *value;
@@ -162,7 +161,8 @@ pub(super) unsafe fn run(correlations: &[Correlation<'_>], out: Output) {
     debug_assert!(together * staging.image < u32::MAX as usize);
     let plans: Vec<Plan<'_>> = correlations.iter().map(|c| Plan::new(c, &staging)).collect();
 
-    (0..bundles * first.groups * strips).into_par_iter().for_each_init(
+    share_with(
+        0..bundles * first.groups * strips,
         || (Vec::new(), Vec::new()),
         |(staged, scratch): &mut (Vec<f32>, Vec<f32>), task| {
             let (strip, rest) = (task % strips, task / strips);
@@ -327,7 +327,7 @@ impl Correlation<'_> {
         if of_group * self.groups < 32 * 1024 {
             parts.into_iter().for_each(fill);
         } else {
-            parts.into_par_iter().for_each(fill);
+            share(parts.into_iter(), fill);
         }
         packed
     }
@@ -433,6 +433,7 @@ impl Work<'_> {
         let width = c.grid[1];
         let across = width.div_ceil(lanes);
         let rows = part.rows[1] - part.rows[0];
+        let mut scratch = [0.0f32; LARGEST_TILE];
         for block in blocks {
             let most = c.set.vectors(block.width);
             let tiles: Vec<Tile> =
@@ -468,7 +469,6 @@ impl Work<'_> {
                         let direct = block.count == block.width
                             && c.place.column == 1
                             && column + wide * lanes <= width;
-                        let mut scratch = [0.0f32; 8 * 4 * 16];
                         let (c_pointer, c_row, c_vector) = if direct {
                             let vector = if tall > 1 { c.place.row } else { lanes };
                             // SAFETY: as the caller promised.

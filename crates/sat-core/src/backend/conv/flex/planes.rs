@@ -6,12 +6,12 @@
 
 use super::correlate::{Correlation, Output, Tap, largest_grid};
 use super::tile::Stencil;
-use rayon::prelude::*;
+use crate::backend::threads::share_with;
 
 /// Numbers that a vector may read or write behind the last element.
 pub(super) const SLACK: usize = 16;
-/// Numbers that one task copies, at least.
-const TASK: usize = 32 * 1024;
+/// Numbers that a task copies or adds, at least.
+pub(super) const TASK: usize = 32 * 1024;
 
 /// How a plane is copied.
 pub(super) struct Flat {
@@ -74,37 +74,46 @@ impl Flat {
     pub(super) fn stage(&self, from: &[f32], to: &mut [f32]) {
         let [height, width] = self.size;
         let [row_stride, column_stride] = self.stride;
-        // An image may be empty, and all padding.
-        for (row, from) in from.chunks_exact(width.max(1)).take(height).enumerate() {
-            let Some(at) = row.checked_add_signed(-self.first[0]) else { continue };
-            let (row_phase, at) = (at % row_stride, at / row_stride);
-            if row_phase >= self.phases[0] || at >= self.rows {
-                continue;
-            }
-            for phase in 0..self.phases[1] {
-                // The first column of this remainder that is not padding.
-                let left = self.first[1] + phase as isize;
-                let start = if left < 0 { left.rem_euclid(column_stride as isize) } else { left };
-                let column = ((start - left) as usize) / column_stride;
-                let start = start as usize;
-                if start >= width || column >= self.segment {
+        for row_phase in 0..self.phases[0] {
+            let (top, first_row) = inside(self.first[0] + row_phase as isize, row_stride);
+            for column_phase in 0..self.phases[1] {
+                let (left, first_column) =
+                    inside(self.first[1] + column_phase as isize, column_stride);
+                if left >= width || first_column >= self.segment {
                     continue;
                 }
-                let row = (row_phase * self.phases[1] + phase) * self.rows + at;
-                let to = &mut to[row * self.segment..][column..self.segment];
-                take_every(column_stride, &from[start..], to);
+                let phase = row_phase * self.phases[1] + column_phase;
+                for (i, row) in (top..height).step_by(row_stride).enumerate() {
+                    let at = first_row + i;
+                    if at >= self.rows {
+                        break;
+                    }
+                    let to = &mut to[(phase * self.rows + at) * self.segment..];
+                    let to = &mut to[first_column..self.segment];
+                    take_every(column_stride, &from[row * width + left..(row + 1) * width], to);
+                }
             }
         }
     }
 }
 
+/// The first of `first`, `first + stride` and so on that is not padding, and its number.
+fn inside(first: isize, stride: usize) -> (usize, usize) {
+    let number = (-first).max(0).unsigned_abs().div_ceil(stride);
+    ((first + (number * stride) as isize).unsigned_abs(), number)
+}
+
 /// Copies every so manieth number, as far as there is room.
 #[inline(always)]
 pub(super) fn take_every(stride: usize, from: &[f32], to: &mut [f32]) {
+    if stride == 1 {
+        let count = from.len().min(to.len());
+        // SAFETY: both have so many, and a slice to be written has no part in another.
+        return unsafe { copy(from.as_ptr(), to.as_mut_ptr(), count) };
+    }
     let count = from.len().div_ceil(stride).min(to.len());
     let to = &mut to[..count];
     match stride {
-        1 => to.copy_from_slice(&from[..count]),
         2 => {
             // Pairs are turned into vector code; the last may be half of one.
             for (to, pair) in to.iter_mut().zip(from.chunks_exact(2)) {
@@ -116,6 +125,36 @@ pub(super) fn take_every(stride: usize, from: &[f32], to: &mut [f32]) {
             for (to, from) in to.iter_mut().zip(from.iter().step_by(stride)) {
                 *to = *from;
             }
+        }
+    }
+}
+
+/// Copies so many numbers. The rows of small images are too short for a call of the library's `memcpy`.
+///
+/// # Safety
+///
+/// Both must be valid for so many, and apart.
+#[inline(always)]
+pub(super) unsafe fn copy(from: *const f32, to: *mut f32, count: usize) {
+    /// Two pieces that may overlap: a compiler would make a call of a loop.
+    #[inline(always)]
+    unsafe fn pieces<const N: usize>(from: *const f32, to: *mut f32, count: usize) {
+        for at in [0, count - N] {
+            // SAFETY: as the caller promised; there are N numbers at least.
+            unsafe {
+                let numbers = from.add(at).cast::<[f32; N]>().read_unaligned();
+                to.add(at).cast::<[f32; N]>().write_unaligned(numbers);
+            }
+        }
+    }
+    // SAFETY: as the caller promised.
+    unsafe {
+        match count {
+            4..8 => pieces::<4>(from, to, count),
+            8..16 => pieces::<8>(from, to, count),
+            16..32 => pieces::<16>(from, to, count),
+            32..64 => pieces::<32>(from, to, count),
+            _ => to.copy_from_nonoverlapping(from, count),
         }
     }
 }
@@ -139,7 +178,8 @@ pub(super) unsafe fn run(correlations: &[Correlation<'_>], out: Output) {
     let plane = first.size[0] * first.size[1];
     let together = (TASK / flat.len().max(1)).clamp(1, planes);
 
-    (0..planes.div_ceil(together)).into_par_iter().for_each_init(
+    share_with(
+        0..planes.div_ceil(together),
         || (vec![0.0; flat.len() + SLACK], vec![0.0; flat.span(grid) + SLACK], Vec::new()),
         |(staged, sums, weights), task| {
             for at in task * together..((task + 1) * together).min(planes) {
@@ -162,4 +202,21 @@ pub(super) unsafe fn run(correlations: &[Correlation<'_>], out: Output) {
             }
         },
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_has_all_numbers_and_no_more() {
+        let from: Vec<f32> = (1..=100).map(|i| i as f32).collect();
+        for count in 0..=from.len() {
+            let mut to = vec![0.0; from.len() + 1];
+            // SAFETY: both are as long at least, and apart.
+            unsafe { copy(from.as_ptr(), to.as_mut_ptr(), count) };
+            assert_eq!(to[..count], from[..count]);
+            assert!(to[count..].iter().all(|number| *number == 0.0), "{count}");
+        }
+    }
 }

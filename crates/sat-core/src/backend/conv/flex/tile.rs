@@ -30,6 +30,9 @@ pub(super) enum Start {
     Output,
 }
 
+/// Sums that no tile has more of.
+pub(super) const LARGEST_TILE: usize = 8 * 4 * 16;
+
 /// A compiled tile.
 pub(super) type Tile = unsafe fn(Product<'_>);
 

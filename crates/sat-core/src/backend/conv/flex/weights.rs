@@ -9,10 +9,10 @@
 //! not depend on the number of threads or on which of them was first.
 
 use super::correlate::Tap;
-use super::planes::{Flat, SLACK, take_every};
+use super::planes::{Flat, SLACK, TASK, take_every};
 use super::tile::{InstructionSet, Product, Scattered, Start, Transposition};
 use super::winograd;
-use rayon::prelude::*;
+use crate::backend::threads::{share, share_with};
 
 /// `dw[g, m, c, kh, kw] = sum over images and i and j of grad[n, g, m, i, j]
 /// x[n, g, c, i stride + kh - pad, j stride + kw - pad]`
@@ -91,9 +91,8 @@ impl WeightGradient<'_> {
         let row = run.next_multiple_of(lanes);
         let blocks = self.outputs.div_ceil(OUTPUTS);
         let chunks = TASKS.div_ceil(blocks * self.groups).min(self.images);
-        let parts: Vec<Vec<f32>> = (0..self.groups * blocks * chunks)
-            .into_par_iter()
-            .map_init(Buffers::default, |buffers, task| {
+        let parts: Vec<Vec<f32>> =
+            share_with(0..self.groups * blocks * chunks, Buffers::default, |buffers, task| {
                 let (chunk, rest) = (task % chunks, task / chunks);
                 let (block, group) = (rest % blocks, rest / blocks);
                 let images = [chunk, chunk + 1].map(|i| i * self.images / chunks);
@@ -102,21 +101,24 @@ impl WeightGradient<'_> {
                 let mut sums = vec![0.0; count.next_multiple_of(self.widest_rows()) * height * row];
                 self.add_products(group, first, count, images, row, buffers, &mut sums);
                 sums
-            })
-            .collect();
+            });
 
         let per_output = self.inputs * height * width;
         let mut total = vec![0.0; self.groups * self.outputs * per_output];
-        total.par_chunks_mut(per_output).enumerate().for_each(|(output, total)| {
-            let (group, output) = (output / self.outputs, output % self.outputs);
-            let first = (group * blocks + output / OUTPUTS) * chunks;
-            for part in &parts[first..first + chunks] {
-                let part = &part[output % OUTPUTS * height * row..][..height * row];
-                for (kh, part) in part.chunks_exact(row).enumerate() {
-                    for (kw, part) in part[..run].chunks_exact(self.inputs).enumerate() {
-                        let total = total[kh * width + kw..].iter_mut().step_by(height * width);
-                        for (total, part) in total.zip(part) {
-                            *total += part;
+        let together = TASK.div_ceil(per_output * chunks).max(1);
+        share(total.chunks_mut(per_output * together).enumerate(), |(i, total)| {
+            for (j, total) in total.chunks_exact_mut(per_output).enumerate() {
+                let output = i * together + j;
+                let (group, output) = (output / self.outputs, output % self.outputs);
+                let first = (group * blocks + output / OUTPUTS) * chunks;
+                for part in &parts[first..first + chunks] {
+                    let part = &part[output % OUTPUTS * height * row..][..height * row];
+                    for (kh, part) in part.chunks_exact(row).enumerate() {
+                        for (kw, part) in part[..run].chunks_exact(self.inputs).enumerate() {
+                            let total = total[kh * width + kw..].iter_mut().step_by(height * width);
+                            for (total, part) in total.zip(part) {
+                                *total += part;
+                            }
                         }
                     }
                 }
@@ -278,45 +280,43 @@ impl WeightGradient<'_> {
         let of_grad = flat.span(self.grid).next_multiple_of(lanes);
         let chunks = TASKS.div_ceil(self.groups).min(self.images);
         let pairs = self.outputs * self.inputs;
-        let parts: Vec<Vec<f32>> = (0..self.groups * chunks)
-            .into_par_iter()
-            .map_init(
-                || (vec![0.0; self.inputs * flat.len() + SLACK], vec![0.0; of_grad]),
-                |(x, grad), task| {
-                    let (chunk, group) = (task % chunks, task / chunks);
-                    let mut sums = vec![0.0; pairs * positions * lanes];
-                    for image in chunk * self.images / chunks..(chunk + 1) * self.images / chunks {
-                        let planes =
-                            &self.x[(image * self.groups + group) * self.inputs * height * width..];
-                        for input in 0..self.inputs {
-                            let plane = &planes[input * height * width..][..height * width];
-                            flat.stage(plane, &mut x[input * flat.len()..]);
+        let parts: Vec<Vec<f32>> = share_with(
+            0..self.groups * chunks,
+            || (vec![0.0; self.inputs * flat.len() + SLACK], vec![0.0; of_grad]),
+            |(x, grad), task| {
+                let (chunk, group) = (task % chunks, task / chunks);
+                let mut sums = vec![0.0; pairs * positions * lanes];
+                for image in chunk * self.images / chunks..(chunk + 1) * self.images / chunks {
+                    let planes =
+                        &self.x[(image * self.groups + group) * self.inputs * height * width..];
+                    for input in 0..self.inputs {
+                        let plane = &planes[input * height * width..][..height * width];
+                        flat.stage(plane, &mut x[input * flat.len()..]);
+                    }
+                    for output in 0..self.outputs {
+                        let plane = (image * self.groups + group) * self.outputs + output;
+                        let plane = &self.grad[plane * rows * columns..][..rows * columns];
+                        for (row, from) in plane.chunks_exact(columns).enumerate() {
+                            take_every(1, from, &mut grad[row * flat.segment..][..columns]);
                         }
-                        for output in 0..self.outputs {
-                            let plane = (image * self.groups + group) * self.outputs + output;
-                            let plane = &self.grad[plane * rows * columns..][..rows * columns];
-                            for (row, from) in plane.chunks_exact(columns).enumerate() {
-                                grad[row * flat.segment..][..columns].copy_from_slice(from);
-                            }
-                            for input in 0..self.inputs {
-                                let x = x[input * flat.len()..].as_ptr();
-                                let pair = (output * self.inputs + input) * positions;
-                                let mut tap = 0;
-                                while tap < positions {
-                                    let taps = self.set.taps(positions - tap);
-                                    let sums = &mut sums[(pair + tap) * lanes..];
-                                    let offsets = &offsets[tap..tap + taps];
-                                    // SAFETY: x has slack for the lanes behind the end.
-                                    unsafe { self.set.dots(x, grad, offsets, sums) };
-                                    tap += taps;
-                                }
+                        for input in 0..self.inputs {
+                            let x = x[input * flat.len()..].as_ptr();
+                            let pair = (output * self.inputs + input) * positions;
+                            let mut tap = 0;
+                            while tap < positions {
+                                let taps = self.set.taps(positions - tap);
+                                let sums = &mut sums[(pair + tap) * lanes..];
+                                let offsets = &offsets[tap..tap + taps];
+                                // SAFETY: x has slack for the lanes behind the end.
+                                unsafe { self.set.dots(x, grad, offsets, sums) };
+                                tap += taps;
                             }
                         }
                     }
-                    sums.chunks_exact(lanes).map(|lanes| lanes.iter().sum()).collect()
-                },
-            )
-            .collect();
+                }
+                sums.chunks_exact(lanes).map(|lanes| lanes.iter().sum()).collect()
+            },
+        );
         let mut total = Vec::with_capacity(self.groups * pairs * positions);
         for parts in parts.chunks_exact(chunks) {
             let mut sums = parts[0].clone();
@@ -333,10 +333,15 @@ impl WeightGradient<'_> {
         let [height, width] = self.size;
         let [rows, columns] = self.grid;
         let mut met = vec![0.0; self.images * self.groups * self.inputs * rows * columns];
-        let planes = met.par_chunks_mut(rows * columns).zip(self.x.par_chunks(height * width));
-        planes.for_each(|(met, x)| {
-            for (met, x) in met.chunks_mut(columns).zip(x.chunks(width).step_by(self.stride[0])) {
-                take_every(self.stride[1], x, met);
+        let together = TASK.div_ceil(rows * columns).max(1);
+        let (of_met, of_x) = (rows * columns, height * width);
+        let planes = met.chunks_mut(together * of_met).zip(self.x.chunks(together * of_x));
+        share(planes, |(met, x)| {
+            for (met, x) in met.chunks_exact_mut(of_met).zip(x.chunks_exact(of_x)) {
+                let rows = x.chunks(width).step_by(self.stride[0]);
+                for (met, x) in met.chunks_mut(columns).zip(rows) {
+                    take_every(self.stride[1], x, met);
+                }
             }
         });
         met

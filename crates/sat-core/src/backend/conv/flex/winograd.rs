@@ -12,9 +12,9 @@ mod weights;
 
 use super::correlate::{Correlation, Output};
 use super::tile::{InstructionSet, Transposition};
+use crate::backend::threads::{share, share_with};
 use core::ops::RangeInclusive;
 use kernels::{OneWay, Rows, Transform};
-use rayon::prelude::*;
 pub(super) use weights::gradient;
 
 /// Outputs of a tile along an axis.
@@ -213,7 +213,7 @@ impl<'a> Winograd<'a> {
         let enough = threads.div_ceil(bundles).min(down);
         let rows = (TILES / across).clamp(1, down.div_ceil(enough));
         let strips = down.div_ceil(rows);
-        (0..bundles * strips).into_par_iter().for_each_init(Buffers::default, |buffers, task| {
+        share_with(0..bundles * strips, Buffers::default, |buffers, task| {
             let (strip, bundle) = (task % strips, task / strips);
             let part = Part {
                 images: [bundle, bundle + 1].map(|i| (i * together).min(c.images)),
@@ -230,7 +230,7 @@ impl<'a> Winograd<'a> {
         let [_, of_outputs, of_inputs] = c.weight_strides;
         let point = c.inputs * self.width + GAP;
         let mut kernel = vec![0.0; c.outputs.div_ceil(self.width) * POINTS * point];
-        kernel.par_chunks_mut(POINTS * point).enumerate().for_each(|(block, kernel)| {
+        share(kernel.chunks_mut(POINTS * point).enumerate(), |(block, kernel)| {
             let first = block * self.width;
             let count = self.width.min(c.outputs - first);
             let mut taps = vec![0.0; 9 * self.width];

@@ -10,7 +10,7 @@ use super::super::tile::{InstructionSet, Product, Scattered, Start, Transpositio
 use super::super::weights::WeightGradient;
 use super::kernels::{self, Transform};
 use super::{GAP, POINTS, Part, Points, SPAN, Side, TILE, aligned, pays};
-use rayon::prelude::*;
+use crate::backend::threads::{share, share_with};
 
 /// What the numbers of a round may take.
 const ROUND: usize = 2 * 1024 * 1024;
@@ -64,7 +64,7 @@ pub(in super::super) fn gradient(g: &WeightGradient<'_>) -> Option<Vec<f32>> {
             let tiles_down = [top, (top + rows).min(down)];
             let of_image = (tiles_down[1] - tiles_down[0]) * across;
             let [x_to, y_to] = [Output(of_x.as_mut_ptr()), Output(of_y.as_mut_ptr())];
-            (images[0]..images[1]).into_par_iter().for_each_init(Vec::new, |buffer, image| {
+            share_with(images[0]..images[1], Vec::new, |buffer, image| {
                 let part = Part { images: [image, image + 1], tiles: tiles_down };
                 let tile = (image - images[0]) * of_image;
                 // SAFETY: there is room for the tiles of each image, at places of their own.
@@ -79,11 +79,11 @@ pub(in super::super) fn gradient(g: &WeightGradient<'_>) -> Option<Vec<f32>> {
             });
             let offsets = &offsets[..(images[1] - images[0]) * of_image];
             let (of_x, of_y) = (&*of_x, &*of_y);
-            let of_points = sums.par_chunks_mut(point).enumerate();
+            let of_points = sums.chunks_mut(point).enumerate();
             let tasks = of_points.flat_map(|(i, sums)| {
-                sums.par_chunks_mut(INPUTS * y.pixel).enumerate().map(move |part| (i, part))
+                sums.chunks_mut(INPUTS * y.pixel).enumerate().map(move |part| (i, part))
             });
-            tasks.for_each(|(i, (part, sums))| {
+            share(tasks, |(i, (part, sums))| {
                 Sums { set, sums, width: y.pixel }.add(
                     &of_x[i * x_point + part * INPUTS..],
                     offsets,
@@ -142,7 +142,7 @@ fn weights(g: &WeightGradient<'_>, sums: &[f32], [point, width]: [usize; 2]) -> 
     let at: [u32; POINTS] = core::array::from_fn(|i| (i * point) as u32);
     let into: [u32; 9] = core::array::from_fn(|tap| (tap * width) as u32);
     let buffer = || vec![0.0; TOGETHER * 9 * width];
-    (0..g.inputs.div_ceil(TOGETHER)).into_par_iter().for_each_init(buffer, |taps, task| {
+    share_with(0..g.inputs.div_ceil(TOGETHER), buffer, |taps, task| {
         let first = task * TOGETHER;
         let count = TOGETHER.min(g.inputs - first);
         for (input, taps) in taps.chunks_exact_mut(9 * width).take(count).enumerate() {
