@@ -3,11 +3,12 @@
 use core::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-/// How often the calling thread looks whether the others are done before it goes to sleep: some 50
-/// microseconds, which waking up takes as well.
+/// How often a caller from outside the pool looks whether the others are done before it goes to sleep: 40
+/// microseconds on an EPYC with Zen 4, in which a thread wakes up.
 const LOOKS: usize = 3000;
 
-/// Works on all items with all threads of Rayon's pool and the calling one; the results in order.
+/// Works on all items with as many threads as Rayon's pool has, the calling one among them; the results in
+/// order.
 pub(super) fn share<T, R: Send>(
     items: impl Iterator<Item = T> + Send,
     work: impl Fn(T) -> R + Sync,
@@ -28,35 +29,36 @@ pub(super) fn share_with<S, T, R: Send>(
         mutex.lock().unwrap_or_else(PoisonError::into_inner)
     }
     let most = items.size_hint().1.unwrap_or(usize::MAX);
-    let threads = rayon::current_num_threads().min(most);
+    let helpers = rayon::current_num_threads().min(most).saturating_sub(1);
     let queue = Mutex::new(items.enumerate());
     let results = Mutex::new(Vec::new());
     let run = || {
-        let mut kept = None;
+        let (mut kept, mut done) = (None, Vec::new());
         loop {
             // The lock is free again before the work begins.
             let next = locked(&queue).next();
-            let Some((position, item)) = next else { return };
-            let result = work(kept.get_or_insert_with(&state), item);
-            locked(&results).push((position, result));
+            let Some((position, item)) = next else { break };
+            done.push((position, work(kept.get_or_insert_with(&state), item)));
         }
+        locked(&results).append(&mut done);
     };
-    if threads <= 1 {
+    if helpers == 0 {
         run();
     } else {
-        let helping = AtomicUsize::new(0);
+        let at_work = AtomicUsize::new(helpers);
         rayon::in_place_scope(|scope| {
-            for _ in 1..threads {
+            for _ in 0..helpers {
                 scope.spawn(|_| {
-                    helping.fetch_add(1, Ordering::Relaxed);
                     run();
-                    helping.fetch_sub(1, Ordering::Relaxed);
+                    at_work.fetch_sub(1, Ordering::Relaxed);
                 });
             }
             run();
-            // The scope waits for them anyway; this only saves the sleep.
-            for _ in 0..LOOKS {
-                if helping.load(Ordering::Relaxed) == 0 {
+            // The scope waits for them anyway. A thread of the pool looks for other work meanwhile; any
+            // other one goes to sleep, and has to wake up again.
+            let outside = rayon::current_thread_index().is_none();
+            for _ in 0..if outside { LOOKS } else { 0 } {
+                if at_work.load(Ordering::Relaxed) == 0 {
                     break;
                 }
                 core::hint::spin_loop();

@@ -409,14 +409,50 @@ mod tests {
         #[test]
         fn depthwise(
             images in 1usize..4, channels in 1usize..20, multiplier in 1usize..3,
-            size in prop::array::uniform2(1usize..40), kernel in 1usize..8,
+            size in prop::array::uniform2(1usize..40), kernel in prop::array::uniform2(1usize..8),
             stride in prop::array::uniform2(1usize..4),
+            padding in prop::array::uniform4(0usize..9),
         ) {
-            let pad = kernel / 2;
-            let options = options(stride, [(pad, pad); 2], channels);
+            let [top, bottom, left, right] = padding;
+            let options = options(stride, [(top, bottom), (left, right)], channels);
             let x = [images, channels, size[0], size[1]];
-            check(x, [channels * multiplier, 1, kernel, kernel], &options);
+            check(x, [channels * multiplier, 1, kernel[0], kernel[1]], &options);
         }
+    }
+
+    #[test]
+    fn results_do_not_depend_on_the_number_of_threads() {
+        for (x, weight, stride, pad, groups) in [
+            // Winograd's method, products, planes, pixels where they lie.
+            ([5, 17, 20, 20], [33, 17, 3, 3], 1, 1, 1),
+            ([9, 20, 15, 15], [70, 20, 5, 5], 2, 2, 1),
+            ([7, 40, 14, 14], [40, 1, 3, 3], 1, 1, 40),
+            ([7, 40, 14, 14], [90, 40, 1, 1], 1, 0, 1),
+            ([7, 40, 14, 14], [90, 40, 1, 1], 2, 0, 1),
+        ] {
+            let g = Geometry::new(x, weight, &options([stride; 2], [(pad, pad); 2], groups))
+                .expect("it has outputs");
+            let count = |shape: [usize; 4]| shape.iter().product::<usize>();
+            let (xs, ws, ys) =
+                (noise(count(x), 1), noise(count(weight), 2), noise(count(g.output()), 3));
+            let [one, others @ ..] = [1, 2, 5].map(|threads| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+                let set = InstructionSet::widest();
+                pool.expect("the machine has threads").install(|| {
+                    [
+                        g.forward(set, &xs, &ws),
+                        g.input_gradient(set, &ws, &ys),
+                        g.weight_gradient(set, &xs, &ys),
+                    ]
+                })
+            });
+            assert!(others.iter().all(|other| *other == one), "{g:?}");
+        }
+    }
+
+    #[test]
+    fn images_without_a_column_have_outputs_of_padding_alone() {
+        check([2, 4, 3, 0], [4, 4, 1, 1], &options([2, 2], [(0, 0), (0, 1)], 1));
     }
 
     #[test]

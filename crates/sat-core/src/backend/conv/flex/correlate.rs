@@ -58,7 +58,7 @@ impl Place {
     ///
     /// # Safety
     ///
-    /// The places must lie in the buffer.
+    /// The places must lie in the buffer, apart from what is written.
     #[inline(always)]
     pub(super) unsafe fn write(self, from: &[f32], to: *mut f32) {
         // SAFETY: as the caller promised.
@@ -324,7 +324,7 @@ impl Correlation<'_> {
                 }
             }
         };
-        if of_group * self.groups < 32 * 1024 {
+        if of_group * self.groups < planes::TASK {
             parts.into_iter().for_each(fill);
         } else {
             share(parts.into_iter(), fill);
@@ -387,7 +387,8 @@ fn inputs_collide(plane: usize) -> bool {
 /// `to[k] = from[first + k stride]`, and zero outside.
 pub(super) fn copy_row(from: &[f32], first: isize, stride: usize, to: &mut [f32]) {
     let width = from.len() as isize;
-    let before = (-first).max(0).unsigned_abs().div_ceil(stride).min(to.len());
+    let (start, before) = planes::inside(first, stride);
+    let before = before.min(to.len());
     let end = (width - first).max(0).unsigned_abs().div_ceil(stride).clamp(before, to.len());
     to[..before].fill(0.0);
     to[end..].fill(0.0);
@@ -395,7 +396,6 @@ pub(super) fn copy_row(from: &[f32], first: isize, stride: usize, to: &mut [f32]
     if middle.is_empty() {
         return;
     }
-    let start = (first + (before * stride) as isize) as usize;
     planes::take_every(stride, &from[start..], middle);
 }
 

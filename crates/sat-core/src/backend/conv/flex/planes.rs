@@ -10,7 +10,7 @@ use crate::backend::threads::share_with;
 
 /// Numbers that a vector may read or write behind the last element.
 pub(super) const SLACK: usize = 16;
-/// Numbers that a task copies or adds, at least.
+/// Numbers that a task copies or adds, about.
 pub(super) const TASK: usize = 32 * 1024;
 
 /// How a plane is copied.
@@ -97,8 +97,8 @@ impl Flat {
     }
 }
 
-/// The first of `first`, `first + stride` and so on that is not padding, and its number.
-fn inside(first: isize, stride: usize) -> (usize, usize) {
+/// The first of `first`, `first + stride` and so on that is not negative, and its number.
+pub(super) fn inside(first: isize, stride: usize) -> (usize, usize) {
     let number = (-first).max(0).unsigned_abs().div_ceil(stride);
     ((first + (number * stride) as isize).unsigned_abs(), number)
 }
@@ -129,14 +129,14 @@ pub(super) fn take_every(stride: usize, from: &[f32], to: &mut [f32]) {
     }
 }
 
-/// Copies so many numbers. The rows of small images are too short for a call of the library's `memcpy`.
+/// Copies so many numbers. The rows of small images are too short for a call of `memcpy`.
 ///
 /// # Safety
 ///
 /// Both must be valid for so many, and apart.
 #[inline(always)]
 pub(super) unsafe fn copy(from: *const f32, to: *mut f32, count: usize) {
-    /// Two pieces that may overlap: a compiler would make a call of a loop.
+    /// Two pieces that may overlap. Of a loop the compiler would make a call of `memcpy` again.
     #[inline(always)]
     unsafe fn pieces<const N: usize>(from: *const f32, to: *mut f32, count: usize) {
         for at in [0, count - N] {
@@ -150,6 +150,8 @@ pub(super) unsafe fn copy(from: *const f32, to: *mut f32, count: usize) {
     // SAFETY: as the caller promised.
     unsafe {
         match count {
+            1 => pieces::<1>(from, to, count),
+            2..4 => pieces::<2>(from, to, count),
             4..8 => pieces::<4>(from, to, count),
             8..16 => pieces::<8>(from, to, count),
             16..32 => pieces::<16>(from, to, count),

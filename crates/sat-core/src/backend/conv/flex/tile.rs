@@ -30,7 +30,7 @@ pub(super) enum Start {
     Output,
 }
 
-/// Sums that no tile has more of.
+/// No tile has more sums than this.
 pub(super) const LARGEST_TILE: usize = 8 * 4 * 16;
 
 /// A compiled tile.
@@ -404,6 +404,20 @@ impl InstructionSet {
                 #[cfg(target_arch = "x86_64")]
                 Self::Avx2 => by_taps!(avx2),
                 Self::Portable => by_taps!(stencil, Portable),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_tile_is_larger_than_the_largest() {
+        for set in InstructionSet::all() {
+            for &rows in set.rows() {
+                assert!(rows * set.vectors(rows) * set.lanes() <= LARGEST_TILE, "{set:?}, {rows}");
             }
         }
     }

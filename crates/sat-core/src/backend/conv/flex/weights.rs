@@ -49,7 +49,8 @@ impl WeightGradient<'_> {
     /// The gradient, `[groups * outputs, inputs, kernel height, kernel width]`.
     pub(super) fn compute(&self) -> Vec<f32> {
         let len = self.groups * self.outputs * self.inputs * self.kernel[0] * self.kernel[1];
-        if len * self.images * self.grid[0] * self.grid[1] == 0 {
+        let of_x = self.images * self.size[0] * self.size[1];
+        if len * of_x * self.grid[0] * self.grid[1] == 0 {
             return vec![0.0; len];
         }
         if self.kernel == [1, 1] && self.padding == [0, 0] && self.stride != [1, 1] {
@@ -105,7 +106,7 @@ impl WeightGradient<'_> {
 
         let per_output = self.inputs * height * width;
         let mut total = vec![0.0; self.groups * self.outputs * per_output];
-        let together = TASK.div_ceil(per_output * chunks).max(1);
+        let together = TASK.div_ceil(per_output * chunks);
         share(total.chunks_mut(per_output * together).enumerate(), |(i, total)| {
             for (j, total) in total.chunks_exact_mut(per_output).enumerate() {
                 let output = i * together + j;
@@ -333,7 +334,7 @@ impl WeightGradient<'_> {
         let [height, width] = self.size;
         let [rows, columns] = self.grid;
         let mut met = vec![0.0; self.images * self.groups * self.inputs * rows * columns];
-        let together = TASK.div_ceil(rows * columns).max(1);
+        let together = TASK.div_ceil(rows * columns);
         let (of_met, of_x) = (rows * columns, height * width);
         let planes = met.chunks_mut(together * of_met).zip(self.x.chunks(together * of_x));
         share(planes, |(met, x)| {
