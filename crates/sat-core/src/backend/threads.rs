@@ -9,8 +9,8 @@ const LOOKS: usize = 3000;
 
 /// Works on all items with as many threads as Rayon's pool has, the calling one among them; the results in
 /// order.
-pub(super) fn share<T, R: Send>(
-    items: impl Iterator<Item = T> + Send,
+pub(super) fn share<T: Send, R: Send>(
+    items: impl Iterator<Item = T>,
     work: impl Fn(T) -> R + Sync,
 ) -> Vec<R> {
     share_with(items, || (), |(), item| work(item))
@@ -20,40 +20,51 @@ pub(super) fn share<T, R: Send>(
 ///
 /// Rayon's own loops put a caller from outside the pool to sleep until other threads have woken up and
 /// finished: some 50 microseconds, in which this one gets half a million elements done.
-pub(super) fn share_with<S, T, R: Send>(
-    items: impl Iterator<Item = T> + Send,
+pub(super) fn share_with<S, T: Send, R: Send>(
+    items: impl Iterator<Item = T>,
     state: impl Fn() -> S + Sync,
     work: impl Fn(&mut S, T) -> R + Sync,
 ) -> Vec<R> {
     fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
         mutex.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    let most = items.size_hint().1.unwrap_or(usize::MAX);
-    let helpers = rayon::current_num_threads().min(most).saturating_sub(1);
-    let queue = Mutex::new(items.enumerate());
+    let items: Vec<_> = items.enumerate().collect();
+    let threads = rayon::current_num_threads().clamp(1, items.len().max(1));
+    // Each thread begins with items that lie side by side: what two of them write in turns wanders
+    // between their caches.
+    let (mut rest, mut queues) = (items.into_iter(), Vec::with_capacity(threads));
+    for left in (1..=threads).rev() {
+        let count = rest.len().div_ceil(left);
+        queues.push(Mutex::new(rest.by_ref().take(count).collect::<Vec<_>>().into_iter()));
+    }
     let results = Mutex::new(Vec::new());
-    let run = || {
+    let run = |own: usize| {
         let (mut kept, mut done) = (None, Vec::new());
-        loop {
-            // The lock is free again before the work begins.
-            let next = locked(&queue).next();
-            let Some((position, item)) = next else { break };
+        let next = || {
+            // Own items from the front, those of others from behind. Each lock is free again before
+            // the work begins.
+            let others = queues[own + 1..].iter().chain(&queues[..own]);
+            let mine = locked(&queues[own]).next();
+            mine.or_else(|| others.into_iter().find_map(|queue| locked(queue).next_back()))
+        };
+        while let Some((position, item)) = next() {
             done.push((position, work(kept.get_or_insert_with(&state), item)));
         }
         locked(&results).append(&mut done);
     };
-    if helpers == 0 {
-        run();
+    if threads == 1 {
+        run(0);
     } else {
-        let at_work = AtomicUsize::new(helpers);
+        let at_work = AtomicUsize::new(threads - 1);
         rayon::in_place_scope(|scope| {
-            for _ in 0..helpers {
-                scope.spawn(|_| {
-                    run();
+            let (run, at_work) = (&run, &at_work);
+            for own in 1..threads {
+                scope.spawn(move |_| {
+                    run(own);
                     at_work.fetch_sub(1, Ordering::Relaxed);
                 });
             }
-            run();
+            run(0);
             // The scope waits for them anyway. A thread of the pool looks for other work meanwhile; any
             // other one goes to sleep, and has to wake up again.
             let outside = rayon::current_thread_index().is_none();
