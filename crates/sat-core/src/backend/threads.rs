@@ -3,12 +3,11 @@
 use core::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-/// How often a caller from outside the pool looks whether the others are done before it goes to sleep: 40
-/// microseconds on an EPYC with Zen 4, in which a thread wakes up.
+/// How often a caller from outside the pool looks whether the others are done before it goes to sleep: for
+/// 40 microseconds on an EPYC with Zen 4, about as long as a thread takes to wake up.
 const LOOKS: usize = 3000;
 
-/// Works on all items with as many threads as Rayon's pool has, the calling one among them; the results in
-/// order.
+/// Works on all items with the threads of Rayon's pool and the calling one; the results in order.
 pub(super) fn share<T: Send, R: Send>(
     items: impl Iterator<Item = T>,
     work: impl Fn(T) -> R + Sync,
@@ -29,7 +28,11 @@ pub(super) fn share_with<S, T: Send, R: Send>(
         mutex.lock().unwrap_or_else(PoisonError::into_inner)
     }
     let items: Vec<_> = items.enumerate().collect();
-    let threads = rayon::current_num_threads().clamp(1, items.len().max(1));
+    // With a caller from outside there is one thread more than cores. With one fewer, a thread of the pool
+    // that looks for work in vain may keep a core from those that have some.
+    let outside = rayon::current_thread_index().is_none();
+    let threads = rayon::current_num_threads() + usize::from(outside);
+    let threads = threads.clamp(1, items.len().max(1));
     // Each thread begins with items that lie side by side: what two of them write in turns wanders
     // between their caches.
     let (mut rest, mut queues) = (items.into_iter(), Vec::with_capacity(threads));
@@ -67,7 +70,6 @@ pub(super) fn share_with<S, T: Send, R: Send>(
             run(0);
             // The scope waits for them anyway. A thread of the pool looks for other work meanwhile; any
             // other one goes to sleep, and has to wake up again.
-            let outside = rayon::current_thread_index().is_none();
             for _ in 0..if outside { LOOKS } else { 0 } {
                 if at_work.load(Ordering::Relaxed) == 0 {
                     break;
