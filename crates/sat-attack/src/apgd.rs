@@ -6,12 +6,11 @@ use crate::attack::description;
 use crate::batch::{Batch, Gallery, Oracle, Pass, check_gradient, split};
 use crate::error::{at_least_one, require};
 use crate::loss::{targeted_dlr, targeted_margin};
-use crate::pgd::is_given;
+use crate::pgd::{EarlyExit, is_given};
 use crate::project::per_sample;
 use crate::victim::ranked;
 use crate::{
-    Adversarial, Attack, AttackError, EarlyExit, Flag, Goal, Loss, Norm, RandomStart, ThreatModel,
-    Victim,
+    Adversarial, Attack, AttackError, Flag, Goal, Loss, Norm, RandomStart, ThreatModel, Victim,
 };
 
 /// What an attack does when its loss compares more logits than the model has.
@@ -158,7 +157,8 @@ impl Apgd {
     }
 
     /// Takes a sample out of the batch as soon as the model is fooled. The outcome per sample stays
-    /// the same, the loss of a fooled one is not maximal.
+    /// the same if the model is deterministic, the loss of a fooled one is not maximal. One lucky pass
+    /// of a randomised model ends the attack on a sample: leave this out for those.
     pub fn stop_when_fooled(mut self) -> Self {
         self.early_exit = EarlyExit::WhenFooled;
         self

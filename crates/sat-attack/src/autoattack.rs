@@ -29,7 +29,7 @@ use crate::{
 /// (arXiv 2103.01208).
 ///
 /// Every attack works on the samples that withstood those before it, and a sample leaves as soon as
-/// it is fooled; targets are the most likely other classes, at most as many as there are. The random
+/// it is fooled (but for `rand`, where one pass that fools says little: all steps are taken); targets are the most likely other classes, at most as many as there are. The random
 /// draws of a sample depend on the seed and its number in the data set alone, not on its batch.
 /// Needs an untargeted goal.
 ///
@@ -186,12 +186,9 @@ impl AutoAttack {
     fn ensemble(&self, norm: Norm) -> Ensemble<'static> {
         let sparse = self.sparse(norm);
         let apgd = |apgd: Apgd| {
-            let apgd = apgd
-                .steps(self.steps)
-                .seed(self.seed)
-                .few_classes(self.few_classes)
-                .stop_when_fooled();
-            if sparse { apgd.shrinking_radius() } else { apgd }
+            let apgd = apgd.steps(self.steps).seed(self.seed).few_classes(self.few_classes);
+            let apgd = if sparse { apgd.shrinking_radius() } else { apgd };
+            if self.version == Version::Rand { apgd } else { apgd.stop_when_fooled() }
         };
         let restarts = match self.version {
             Version::Plus => 5,

@@ -218,7 +218,7 @@ impl<'a> Oracle<'a> {
         images: Tensor<4>,
     ) -> Result<Tensor<2>, AttackError> {
         self.cost.forwards += batch.len() as u64;
-        let logits = self.victim.logits(images.cast(self.dtype))?;
+        let logits = self.victim.logits(batch.ball.rounded(images, self.dtype))?;
         batch.check_classes(logits.dims()[1])?;
         Ok(logits)
     }
@@ -249,7 +249,7 @@ impl<'a> Oracle<'a> {
         let passes = (batch.len() * self.victim.passes()) as u64;
         self.cost.forwards += passes;
         self.cost.backwards += passes;
-        let images = images.cast(self.dtype);
+        let images = batch.ball.rounded(images, self.dtype);
         let values = RefCell::new(None);
         let (logits, gradient) = self.victim.input_gradient(images, |logits| {
             batch.check_classes(logits.dims()[1])?;
@@ -300,7 +300,7 @@ impl<'a> Oracle<'a> {
         batch: &Batch,
         images: Tensor<4>,
     ) -> Result<Adversarial, AttackError> {
-        let images = images.cast(self.dtype);
+        let images = batch.ball.rounded(images, self.dtype);
         let rows = read(batch, self.logits(batch, images.clone())?)?;
         let predictions: Vec<usize> = rows.iter().map(argmax).collect();
         let success = predictions

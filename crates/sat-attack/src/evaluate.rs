@@ -95,11 +95,17 @@ impl Report {
     /// an attack and after each, and the flags.
     pub fn lines(&self) -> Vec<String> {
         let percent = |count: usize| 100.0 * self.fraction(count);
+        let recognised = |sample: &&SampleRecord| sample.clean_prediction == sample.label;
+        // Not what the stages count: a randomised model may be wrong about other images then.
+        let fell = |stage: &StageReport| {
+            let fooled = |sample: &&SampleRecord| sample.fooled_by.as_ref() == Some(&stage.name);
+            self.per_sample.iter().filter(recognised).filter(fooled).count()
+        };
         let mut robust = self.clean_correct;
         let mut seconds = 0.0;
         let mut lines = vec![format!("initial accuracy: {:.2}%", percent(robust))];
         for stage in &self.stages {
-            robust -= stage.fooled;
+            robust -= fell(stage);
             seconds += stage.cost.seconds;
             lines.push(format!(
                 "robust accuracy after {}: {:.2}% (total time {seconds:.1} s)",
@@ -245,6 +251,8 @@ impl<'e> Evaluation<'e> {
                     old.same_run(&state, path)?;
                     done = old.report.n;
                     state = old;
+                    // There may be more images now.
+                    state.report.complete = false;
                 }
                 // Says now that it cannot be written, not after the first batch.
                 None => state.write(path)?,
@@ -254,6 +262,9 @@ impl<'e> Evaluation<'e> {
         let mut checksum = Checksum::new();
         for (images, labels) in batches {
             let [count, ..] = images.dims();
+            if count == 0 {
+                return Err(AttackError::EmptyBatch);
+            }
             let images = images.without_autodiff();
             let goal = Goal::untargeted(labels).numbered_from(seen as u64);
             if let Some(path) = &self.state {
@@ -357,7 +368,7 @@ impl<'e> Evaluation<'e> {
         let scale = 255.0 / (upper - lower);
         let dtype = adversarial.images.dtype();
         let levels = ((widen(adversarial.images) - lower) * scale).round();
-        let images = (levels / scale + lower).clamp(lower, upper);
+        let images = batch.ball.masked((levels / scale + lower).clamp(lower, upper));
         let clean = batch.ball.centre();
         let distances = threat.norm.lengths(&(images.clone() - clean.clone()))?;
         let radii = threat.radii(batch.len())?;

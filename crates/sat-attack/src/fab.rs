@@ -133,7 +133,7 @@ impl Fab {
         let whole = Batch::new(images, goal, &threat)?;
         let found = self.search(&mut oracle, &whole, &threat, None)?;
         Ok(Minimal {
-            images: found.images.cast(dtype),
+            images: whole.ball.rounded(found.images, dtype),
             distances: found.distances,
             cost: oracle.cost(),
         })

@@ -122,7 +122,7 @@ pub use goal::{Aim, Goal, Labels};
 pub use identity::Identity;
 pub use loss::{CustomLoss, Loss, cross_entropy, dlr, margin, targeted_dlr};
 pub use noise_fgsm::{NFgsm, RFgsm};
-pub use pgd::{EarlyExit, Pgd, RandomStart, StepSize};
+pub use pgd::{Pgd, RandomStart};
 pub use project::Ball;
 pub use square::{Schedule, Square};
 pub use threat::{Eps, Norm, ParseNormError, ThreatModel};

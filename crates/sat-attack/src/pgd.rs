@@ -25,7 +25,7 @@ pub enum RandomStart {
 /// The length of one step, in the norm of the threat.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum StepSize {
+pub(crate) enum StepSize {
     /// In image units, the same for all samples.
     Absolute(f64),
     /// As a fraction of each sample's eps.
@@ -43,7 +43,7 @@ enum Lookahead {
 /// When PGD stops working on a sample.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum EarlyExit {
+pub(crate) enum EarlyExit {
     /// After all steps of a restart; a fooled sample takes no part in later restarts.
     #[default]
     Never,
@@ -170,8 +170,9 @@ impl Pgd {
     }
 
     /// Takes a sample out of the batch as soon as the model is fooled: faster, and the robust
-    /// accuracy can only be lower. The loss of a fooled sample is then not maximal.
-    /// [`Attack::perturb`] ignores this.
+    /// accuracy can only be lower, if the model is deterministic. The loss of a fooled sample is then
+    /// not maximal. With [`Pgd::nesterov`] it takes another forward pass a step, at the images
+    /// themselves. [`Attack::perturb`] ignores this.
     pub fn stop_when_fooled(mut self) -> Self {
         self.early_exit = EarlyExit::WhenFooled;
         self
@@ -241,9 +242,13 @@ impl Pgd {
     ) -> Result<Option<(Batch, Tensor<4>)>, AttackError> {
         let mut descent = self.descent(&batch);
         for _ in 0..self.steps {
-            let (logits, mut gradient) = oracle.gradient(&batch, descent.ahead(&images))?;
+            let (mut logits, mut gradient) = oracle.gradient(&batch, descent.ahead(&images))?;
             check_gradient(&batch, &gradient)?;
             if self.early_exit == EarlyExit::WhenFooled {
+                if descent.looks_ahead() {
+                    // Those logits are of a point that may lie outside the ball.
+                    logits = oracle.logits(&batch, images.clone())?;
+                }
                 let (fooled, open) = split(&oracle.fooled(&batch, logits)?);
                 gallery.put(&batch, &images, &fooled);
                 if open.is_empty() {
@@ -347,7 +352,7 @@ impl Attack for Pgd {
             let (_, gradient) = oracle.gradient(&batch, descent.ahead(&images))?;
             images = descent.step(&batch, images, gradient);
         }
-        Ok(images.cast(dtype))
+        Ok(batch.ball.rounded(images, dtype))
     }
 
     fn describe(&self) -> Value {
@@ -365,6 +370,11 @@ struct Descent {
 }
 
 impl Descent {
+    /// Whether the gradient is taken elsewhere than at the images.
+    fn looks_ahead(&self) -> bool {
+        self.lookahead == Lookahead::Nesterov && self.velocity.is_some()
+    }
+
     /// Where to take the gradient.
     fn ahead(&self, images: &Tensor<4>) -> Tensor<4> {
         match (self.lookahead, &self.velocity, self.decay) {

@@ -1,4 +1,4 @@
-use burn::tensor::{Bool, Int, Tensor, TensorData};
+use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
 use sat_core::sign_step;
 
 use crate::loss::widen;
@@ -106,6 +106,30 @@ impl Ball {
                 l1_project(sample.point, sample.centre, sample.eps, *lower, *upper);
             }),
         }
+    }
+
+    /// `images` in the caller's type: the nearest numbers of f16 or bf16, but where they lie further
+    /// from the clean pixel than the image itself, the next ones towards it. So what is in the ball
+    /// stays there.
+    pub(crate) fn rounded(&self, images: Tensor<4>, dtype: DType) -> Tensor<4> {
+        // Between half a unit and one and a half units in the last place of any number of the type.
+        let step = match dtype {
+            DType::F16 => 1.25 / 2048.0,
+            DType::BF16 => 1.25 / 256.0,
+            _ => return images.cast(dtype),
+        };
+        let images = widen(images);
+        let in_type = |images: Tensor<4>| images.cast(dtype).cast(self.centre.dtype());
+        let distance = |images: &Tensor<4>| (images.clone() - self.centre.clone()).abs();
+        let limit = distance(&images);
+        let nearest = in_type(images);
+        let outside = distance(&nearest).greater(limit.clone());
+        let inwards = (self.centre.clone() - nearest.clone()).sign();
+        let next = in_type(nearest.clone() + inwards * nearest.clone().abs() * step);
+        // Numbers too small for the step.
+        let still_outside = distance(&next).greater(limit);
+        let next = next.mask_where(still_outside, self.centre.clone());
+        nearest.mask_where(outside, next).cast(dtype)
     }
 
     /// Goes from `images` in the direction of steepest ascent for `gradient`, by a step of norm

@@ -15,7 +15,8 @@ use crate::{Adversarial, Attack, AttackError, Goal, Loss, Norm, ThreatModel, Vic
 ///
 /// Linf: from vertical stripes of `+-eps`, a query sets a random window to `x +- eps`, one sign for
 /// each channel. L2 and L1: from a grid of bumps, a query moves the perturbation of one window into
-/// another and adds a bump there, at the full radius. A query is kept if the margin
+/// another and adds a bump there, at the full radius (for L1 beyond it, from where the projection
+/// leaves the largest changes). A query is kept if the margin
 /// `z_y - max_{k != y} z_k` falls (for a targeted goal: `max_{k != t} z_k - z_t`). The window covers
 /// a share `p` of the image, which falls from `p_init` to `p_init / 512` as queries go on. A fooled
 /// sample asks no more.
@@ -179,12 +180,22 @@ impl Frame {
             self.window(channel, second, side).for_each(|index| touched[index] = true);
         }
         let held: Vec<f64> =
-            change.iter().zip(&touched).filter(|(_, t)| **t).map(|(v, _)| *v).collect();
-        let (whole, held) = (self.norm.length(&change), self.norm.length(&held));
+            change.iter().zip(&touched).map(|(v, &t)| if t { *v } else { 0.0 }).collect();
+        let whole = self.norm.length(&change);
         let channel_count = channels as f64;
-        let budget = match self.norm {
-            Norm::L1 => (walk.eps - whole).max(0.0) / channel_count + held,
-            _ => ((walk.eps.powi(2) - whole.powi(2)).max(0.0) / channel_count + held * held).sqrt(),
+        let budget = |channel: usize| match self.norm {
+            // The official code's: the windows' length is a channel's own, and all is taken once a
+            // channel.
+            Norm::L1 => {
+                let area = height * width;
+                let held = self.norm.length(&held[channel * area..][..area]);
+                (walk.eps - whole).max(0.0) + held * channel_count
+            }
+            norm => {
+                let held = norm.length(&held);
+                let left = (walk.eps.powi(2) - whole.powi(2)).max(0.0);
+                (left / channel_count + held * held).sqrt()
+            }
         };
         let bump = self.bump(side, &mut walk.stream);
         let mut fresh = Vec::with_capacity(channels * side * side);
@@ -194,7 +205,7 @@ impl Frame {
             let old_length = self.norm.length(&old) + 1e-12;
             let new: Vec<f64> =
                 bump.iter().zip(&old).map(|(b, old)| sign * b + old / old_length).collect();
-            let scale = budget / (self.norm.length(&new) + 1e-12);
+            let scale = budget(channel) / (self.norm.length(&new) + 1e-12);
             fresh.extend(new.into_iter().map(|v| v * scale));
         }
         for channel in 0..channels {
@@ -209,11 +220,12 @@ impl Frame {
         self.inside(walk, change)
     }
 
-    /// The image with this change, in ball and bounds. L2 goes to the sphere before the bounds cut.
+    /// The image with this change, in ball and bounds. L2 goes to the sphere before the bounds cut, L1
+    /// to the nearest point.
     fn inside(&self, walk: &Walk, change: Vec<f64>) -> Vec<f64> {
         let (lower, upper) = (self.lower, self.upper);
         let scale = match self.norm {
-            Norm::Linf => 1.0,
+            Norm::Linf | Norm::L1 => 1.0,
             norm => walk.eps / (norm.length(&change) + 1e-12),
         };
         let mut image: Vec<f64> =
@@ -243,8 +255,8 @@ impl Frame {
     /// one above the other.
     fn bump(&self, side: usize, stream: &mut Stream) -> Vec<f64> {
         let upper_half = side / 2;
-        let mut bump = half_bump(upper_half, side);
-        bump.extend(half_bump(side - upper_half, side).into_iter().map(|v| -v));
+        let mut bump = self.half_bump(upper_half, side);
+        bump.extend(self.half_bump(side - upper_half, side).into_iter().map(|v| -v));
         let length = self.norm.length(&bump);
         bump.iter_mut().for_each(|v| *v /= length);
         if stream.uniform() < 0.5 {
@@ -252,23 +264,24 @@ impl Frame {
         }
         (0..side * side).map(|index| bump[index % side * side + index / side]).collect()
     }
-}
 
-/// `sum_k 1 / (k + 1)^2` over the growing rectangles `k` around the middle that hold the point; of
-/// Euclidean length 1.
-fn half_bump(rows: usize, columns: usize) -> Vec<f64> {
-    let (middle_row, middle_column) = (rows / 2, columns / 2);
-    let rings = middle_row.max(middle_column) + 1;
-    let mut bump = Vec::with_capacity(rows * columns);
-    for row in 0..rows {
-        for column in 0..columns {
-            let ring = row.abs_diff(middle_row).max(column.abs_diff(middle_column));
-            bump.push((ring..rings).map(|k| ((k + 1) as f64).powi(-2)).sum());
+    /// `sum_k 1 / (k + 1)^2` over the growing rectangles `k` around the middle that hold the point, for
+    /// L1 with the fourth power; of length 1.
+    fn half_bump(&self, rows: usize, columns: usize) -> Vec<f64> {
+        let power = if self.norm == Norm::L1 { -4 } else { -2 };
+        let (middle_row, middle_column) = (rows / 2, columns / 2);
+        let rings = middle_row.max(middle_column) + 1;
+        let mut bump = Vec::with_capacity(rows * columns);
+        for row in 0..rows {
+            for column in 0..columns {
+                let ring = row.abs_diff(middle_row).max(column.abs_diff(middle_column));
+                bump.push((ring..rings).map(|k| ((k + 1) as f64).powi(power)).sum());
+            }
         }
+        let length = self.norm.length(&bump);
+        bump.iter_mut().for_each(|v: &mut f64| *v /= length);
+        bump
     }
-    let length = Norm::L2.length(&bump);
-    bump.iter_mut().for_each(|v: &mut f64| *v /= length);
-    bump
 }
 
 impl Attack for Square {

@@ -21,7 +21,7 @@ pub enum Norm {
 }
 
 impl Norm {
-    /// The norm of each change `[n, c, h, w]`, summed in f64.
+    /// The norm of each change `[n, c, h, w]`, summed in f64; NaN where a value is.
     ///
     /// # Errors
     ///
@@ -36,7 +36,11 @@ impl Norm {
     /// The norm of one change.
     pub(crate) fn length(self, change: &[f64]) -> f64 {
         match self {
-            Norm::Linf => change.iter().fold(0.0, |largest, v| v.abs().max(largest)),
+            // `f64::max` would lose NaN.
+            Norm::Linf => change.iter().fold(0.0, |largest, v| match v.abs() {
+                size if size > largest || size.is_nan() => size,
+                _ => largest,
+            }),
             Norm::L2 => change.iter().map(|v| v * v).sum::<f64>().sqrt(),
             Norm::L1 => change.iter().map(|v| v.abs()).sum(),
         }

@@ -228,7 +228,7 @@ impl<'m> Merge<'m> {
 /// The smallest radius at which an attack fools each sample, by bisection between 0 and `largest`,
 /// in the norm and bounds of `threat` (whose eps is not used). After `halvings` steps the distance is
 /// at most `largest / 2^halvings` above the smallest radius at which this attack succeeds, if its
-/// success does not fall with the radius. Works with any attack; [`Fab::minimal`](crate::Fab::minimal)
+/// success does not fall with the radius; it is 0 where the model is wrong anyway. Works with any attack; [`Fab::minimal`](crate::Fab::minimal)
 /// needs fewer passes.
 ///
 /// # Errors
@@ -251,18 +251,21 @@ pub fn minimal_norm(
     let all: Vec<usize> = (0..whole.len()).collect();
     let mut gallery = Gallery::new(whole.len());
     gallery.put(&whole, &centre, &all);
-    let mut cost = Cost::default();
+    let mut oracle = Oracle::new(victim, &Loss::CrossEntropy, dtype);
+    let logits = oracle.logits(&whole, centre.clone())?;
+    let (wrong, mut open) = split(&oracle.fooled(&whole, logits)?);
+    let mut cost = oracle.cost();
     // Where the attack fails, and where it succeeds.
     let mut low = vec![0.0; whole.len()];
     let mut high = vec![f64::INFINITY; whole.len()];
+    wrong.iter().for_each(|&position| high[position] = 0.0);
     let mut trial = vec![largest; whole.len()];
-    let mut open = all;
     for _ in 0..=halvings {
         if open.is_empty() {
             break;
         }
         let radii = open.iter().map(|&position| trial[position]).collect();
-        let threat = outer.clone().eps_per_sample(radii);
+        let threat = outer.select(&open).eps_per_sample(radii);
         let part = whole.select(&open);
         let images = images.clone().select(0, whole.rows(&open));
         let result = attack.run(victim, images, goal.select(&open), &threat)?;
@@ -279,15 +282,14 @@ pub fn minimal_norm(
             }
         }
         gallery.put(&part, &found, &keep);
-        // What withstands the largest radius, and what is wrong anyway, is done.
-        open.retain(|&position| {
-            high[position].is_finite() && high[position] > low[position] && high[position] > 0.0
-        });
+        // What withstands the largest radius is done.
+        open.retain(|&position| high[position].is_finite() && high[position] > low[position]);
         for &position in &open {
             trial[position] = 0.5 * (low[position] + high[position]);
         }
     }
-    Ok(Minimal { images: gallery.finish().cast(dtype), distances: high, cost })
+    let images = whole.ball.rounded(gallery.finish(), dtype);
+    Ok(Minimal { images, distances: high, cost })
 }
 
 /// Which samples an attack fools at each of several radii.
@@ -334,7 +336,7 @@ pub fn eps_sweep(
         let mut cost = Cost::default();
         if !open.is_empty() {
             let part = images.clone().select(0, whole.rows(&open));
-            let result = attack.run(victim, part, goal.select(&open), &threat)?;
+            let result = attack.run(victim, part, goal.select(&open), &threat.select(&open))?;
             cost = result.cost;
             for (&position, fooled) in open.iter().zip(result.success) {
                 success[position] |= fooled;

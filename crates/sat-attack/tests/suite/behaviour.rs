@@ -506,6 +506,33 @@ fn half_precision_and_double_images_keep_their_type() {
 }
 
 #[test]
+fn half_precision_results_lie_in_the_ball() {
+    for dtype in [DType::F16, DType::BF16] {
+        let weight = tensor(5, [32, 3]).cast(dtype);
+        let victim = Victim::from_fn(move |x| x.flatten::<2>(1, 3).matmul(weight.clone()));
+        let x = batch(1, 8).cast(dtype);
+        let goal = Goal::untargeted(victim.predict(x.clone()).unwrap());
+        for eps in [8.0 / 255.0, 0.0111] {
+            let threats = [ThreatModel::linf(eps), ThreatModel::l2(eps), ThreatModel::l1(eps)];
+            for threat in threats {
+                let attack = Pgd::default().steps(4);
+                let adv = run(&attack, &victim, &x, &goal, &threat);
+                let light = attack.perturb(&victim, x.clone(), goal.clone(), &threat).unwrap();
+                for images in [adv.images, light] {
+                    assert_eq!(images.dtype(), dtype);
+                    let exact = |t: &Tensor<4>| t.clone().cast(DType::F64);
+                    let lengths = threat.norm.lengths(&(exact(&images) - exact(&x))).unwrap();
+                    let largest = lengths.iter().copied().fold(0.0, f64::max);
+                    assert!(largest <= eps * (1.0 + 1e-6) + 1e-7, "{dtype:?} {}", threat.norm);
+                    // L1 changes few pixels, by more than a unit in the last place.
+                    assert!(largest > 0.3 * eps, "{dtype:?} {}: {largest}", threat.norm);
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn images_on_an_autodiff_device_are_taken_out_of_their_graph() {
     let victim = linear(6, 3);
     let x = batch(7, 2);

@@ -326,3 +326,26 @@ fn images_of_any_shape() {
         }
     }
 }
+
+#[test]
+fn a_lucky_pass_of_a_randomised_model_ends_no_attack_of_rand() {
+    let calls = Cell::new(0);
+    let weight = tensor(6, [32, 10]);
+    // Noise that decides every few passes, whatever the image.
+    let random = Victim::from_fn(|x| {
+        calls.set(calls.get() + 1);
+        let noise = Tensor::<1>::from_floats(&values(calls.get(), 10)[..], &Device::flex());
+        x.flatten::<2>(1, 3).matmul(weight.clone()) + noise.unsqueeze() * 2.0
+    });
+    let x = batch(7, 4);
+    let goal = Goal::untargeted(labels(&linear(6, 10), &x));
+    let threat = ThreatModel::linf(1e-3);
+    let adv = small(AutoAttack::rand()).run(&random, x, goal, &threat).unwrap();
+    let mut attacked = 0;
+    for stage in &adv.stages {
+        // 6 steps and the start, 20 passes each.
+        assert_eq!(stage.cost.backwards, (stage.attacked * 7 * 20) as u64, "{}", stage.name);
+        attacked += stage.attacked;
+    }
+    assert!(attacked > 0);
+}

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 use sat_attack::{
     Attack, AttackError, AutoAttack, Cost, Evaluation, Fgsm, Pgd, Pixels, Report, ThreatModel,
     Victim, evaluate,
@@ -302,4 +302,92 @@ fn rounded_images_are_judged_after_rounding() {
         Evaluation::new(&victim, &attack, &threat).keep_images(folder.path(), Pixels::Byte);
     let report = evaluation.run([(x, classes)], go_on).unwrap();
     assert_eq!(report.robust_correct, COUNT);
+}
+
+#[test]
+fn a_finished_evaluation_that_goes_on_is_not_complete_until_it_is() {
+    let victim = convolutional(1, 5);
+    let (attack, threat) = (Fgsm::default(), threat());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.json");
+    let evaluation = Evaluation::new(&victim, &attack, &threat).resume_from(&path);
+    let all = batches(&victim, 4);
+    let first = evaluation.run(all[..2].to_vec(), go_on).unwrap();
+    assert!(first.complete);
+    let stopped = evaluation.run(all.clone(), |_| ControlFlow::Break(())).unwrap();
+    assert!(!stopped.complete && stopped.n == 12);
+    let report = evaluation.run(all, go_on).unwrap();
+    assert!(report.complete && report.n == COUNT);
+}
+
+#[test]
+fn an_empty_batch_is_an_error_with_a_state_and_without() {
+    let victim = convolutional(1, 5);
+    let (attack, threat) = (Fgsm::default(), threat());
+    let folder = tempfile::tempdir().unwrap();
+    let plain = Evaluation::new(&victim, &attack, &threat);
+    let kept = plain.clone().resume_from(folder.path().join("state.json"));
+    let empty = || (batch(2, 4).slice([0..0]), Vec::new());
+    for evaluation in [&plain, &kept] {
+        let result = evaluation.run([empty()], go_on);
+        assert!(matches!(result, Err(AttackError::EmptyBatch)), "{result:?}");
+        let mut later = batches(&victim, 4);
+        later.insert(1, empty());
+        let result = evaluation.run(later, go_on);
+        assert!(matches!(result, Err(AttackError::EmptyBatch)), "{result:?}");
+    }
+}
+
+#[test]
+fn bytes_leave_masked_values_alone() {
+    let victim = convolutional(1, 5);
+    // Every fourth value is masked, and alone has no place among the 256 levels.
+    let mask: Vec<bool> = (0..32).map(|i| i % 4 != 0).collect();
+    let values: Vec<f32> = to_vec(batch(2, COUNT))
+        .into_iter()
+        .enumerate()
+        .map(|(i, v)| if mask[i % 32] { (v * 255.0).round() / 255.0 } else { v })
+        .collect();
+    let x = Tensor::<1>::from_floats(&values[..], &Device::flex()).reshape([COUNT, 2, 4, 4]);
+    let classes = labels(&victim, &x);
+    let threat = ThreatModel::linf(12.0 / 255.0).mask(vec![mask; COUNT]);
+    let attack = Fgsm::default();
+    let plain = Evaluation::new(&victim, &attack, &threat);
+    let folder = tempfile::tempdir().unwrap();
+    let rounded = plain.clone().keep_images(folder.path(), Pixels::Byte);
+    let [plain, rounded] = [plain, rounded]
+        .map(|evaluation| evaluation.run([(x.clone(), classes.clone())], go_on).unwrap());
+    assert!(plain.adv_ce > plain.clean_ce);
+    // Nothing moves but by what the levels round.
+    let near = (plain.adv_ce - rounded.adv_ce).abs();
+    assert!(near < 1e-5 * plain.adv_ce, "{} and {}", plain.adv_ce, rounded.adv_ce);
+}
+
+#[test]
+fn lines_of_a_randomised_model_count_each_sample_once() {
+    let sample = |index, clean_prediction, fooled_by: Option<&str>| sat_attack::SampleRecord {
+        index,
+        label: 0,
+        clean_prediction,
+        adv_prediction: 1,
+        robust: false,
+        adv_ce: 1.0,
+        fooled_by: fooled_by.map(str::to_owned),
+    };
+    // The ensemble saw both right and fooled both; the clean pass before saw one.
+    let report = Report {
+        n: 2,
+        clean_correct: 1,
+        per_sample: vec![sample(0, 0, Some("apgd-ce")), sample(1, 1, Some("apgd-ce"))],
+        stages: vec![sat_attack::StageReport {
+            name: "apgd-ce".to_owned(),
+            attacked: 2,
+            fooled: 2,
+            cost: Cost::default(),
+        }],
+        ..Report::default()
+    };
+    let lines = report.lines();
+    assert_eq!(lines[0], "initial accuracy: 50.00%");
+    assert!(lines[1].starts_with("robust accuracy after APGD-CE: 0.00%"), "{}", lines[1]);
 }

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use burn::tensor::{Device, Int, Tensor};
 use sat_attack::{
     Apgd, Attack, AttackError, Fab, FewClasses, Fgsm, Flag, Goal, Loss, NFgsm, Norm, Pgd, RFgsm,
-    RandomStart, Square, ThreatModel, Victim, dlr, margin, targeted_dlr,
+    RandomStart, Square, ThreatModel, Victim, dlr, eps_sweep, margin, minimal_norm, targeted_dlr,
 };
 
 use crate::models::{batch, bits, convolutional, images, labels, linear, tensor, to_vec};
@@ -490,4 +490,78 @@ fn masks_of_the_wrong_size_are_refused() {
     assert!(matches!(count, AttackError::MaskCount { masks: 1, images: 2 }));
     let length = run(vec![vec![true; 32], vec![true; 31]]);
     assert!(matches!(length, AttackError::MaskLength { sample: 1, flags: 31, values: 32 }));
+}
+
+#[test]
+fn nesterov_stops_only_where_the_image_itself_fools() {
+    let victim = convolutional(1, 5);
+    let x = batch(2, 12);
+    let goal = Goal::untargeted(labels(&victim, &x));
+    let mut left_early = 0;
+    for eps in [0.01, 0.02, 0.03, 0.05] {
+        for threat in [ThreatModel::linf(eps), ThreatModel::l2(5.0 * eps)] {
+            let attack = Pgd::default().steps(6).random_start(RandomStart::Never).nesterov(1.0);
+            let run = |attack: &Pgd| attack.run(&victim, x.clone(), goal.clone(), &threat).unwrap();
+            let (full, early) = (run(&attack), run(&attack.clone().stop_when_fooled()));
+            for (sample, fooled) in full.success.iter().enumerate() {
+                assert!(early.success[sample] || !fooled, "eps {eps}, sample {sample}");
+            }
+            left_early += usize::from(early.cost.backwards < full.cost.backwards);
+        }
+    }
+    assert!(left_early > 0);
+}
+
+#[test]
+fn the_smallest_radius_of_a_model_that_is_wrong_is_zero() {
+    let victim = linear(6, 3);
+    let x = batch(7, 3);
+    let mut classes = labels(&victim, &x);
+    classes[1] = (classes[1] + 1) % 3;
+    let goal = Goal::untargeted(classes);
+    let threat = ThreatModel::linf(0.0);
+    let attack = Fgsm::default();
+    let found = minimal_norm(&attack, &victim, x.clone(), goal, &threat, 0.5, 6).unwrap();
+    assert_eq!(found.distances[1], 0.0);
+    assert!(found.distances[0] > 0.0 && found.distances[2] > 0.0);
+    let row = |t: &Tensor<4>| bits(&t.clone().narrow(0, 1, 1));
+    assert_eq!(row(&found.images), row(&x));
+}
+
+#[test]
+fn sweeps_and_smallest_radii_keep_each_sample_its_mask() {
+    let victim = linear(6, 3);
+    let x = batch(7, 6);
+    let goal = Goal::untargeted(labels(&victim, &x));
+    let mask: Vec<Vec<bool>> =
+        (0..6).map(|sample| (0..32).map(|i| (i + sample) % 3 != 0).collect()).collect();
+    let threat = ThreatModel::linf(0.0).mask(mask.clone());
+    let attack = Fgsm::default();
+    let radii = [0.02, 0.1, 0.4];
+    let sweep = eps_sweep(&attack, &victim, x.clone(), &goal, &threat, &radii).unwrap();
+    let fooled: Vec<usize> =
+        sweep.iter().map(|point| point.success.iter().filter(|&&s| s).count()).collect();
+    // Some fall early, others late: the later radii saw a part of the batch.
+    assert!(fooled[0] < fooled[2] && fooled.iter().any(|&n| n > 0 && n < 6), "{fooled:?}");
+
+    let found = minimal_norm(&attack, &victim, x.clone(), goal, &threat, 0.4, 8).unwrap();
+    let changes = to_vec(found.images - x);
+    for (index, change) in changes.iter().enumerate() {
+        assert!(mask[index / 32][index % 32] || *change == 0.0, "{index}");
+    }
+    for (distance, late) in found.distances.iter().zip(&sweep[2].success) {
+        assert_eq!(distance.is_finite(), *late);
+    }
+}
+
+#[test]
+fn a_length_with_nan_in_it_is_nan() {
+    let mut values = [0.5f32; 32];
+    values[3] = f32::NAN;
+    let changes = Tensor::<1>::from_floats(&values[..], &Device::flex()).reshape([1, 2, 4, 4]);
+    for norm in NORMS {
+        assert!(norm.lengths(&changes).unwrap()[0].is_nan(), "{norm}");
+    }
+    let all = Tensor::<4>::full([1, 2, 4, 4], f32::NAN, &Device::flex());
+    assert!(Norm::Linf.lengths(&all).unwrap()[0].is_nan());
 }
