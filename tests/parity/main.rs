@@ -20,7 +20,7 @@ use burn::{
 use safetensors::SafeTensors;
 use sat::models::{
     Conventions, EfficientNetConfig, Metadata, Model, ModelName, NetworkConfig, PreActResNetConfig,
-    StateDict, save_safetensors,
+    PreActShortcut, PreActStyle, StateDict, save_safetensors,
 };
 
 /// The tolerance, relative to the largest value of a tensor.
@@ -178,6 +178,15 @@ fn efficientnet_b0() {
 #[test]
 fn preact_resnet18() {
     agrees("preact_resnet18", with_relu(ModelName::PreActResNet18));
+}
+
+#[test]
+fn preact_resnet18_of_robustbench() {
+    let relu = PreActResNetConfig::preact_resnet18().with_activation("relu".parse().unwrap());
+    let of_input = PreActResNetConfig { shortcut: PreActShortcut::Input, ..relu.clone() };
+    agrees("preact_resnet18_input", of_input.into());
+    let norm = PreActResNetConfig { style: PreActStyle::PreActNorm, ..relu };
+    agrees("preact_resnet18_norm", norm.into());
 }
 
 #[test]

@@ -29,15 +29,16 @@ from torch.nn import functional as F
 
 
 class Block(nn.Module):
-    """norm, relu, conv, twice; the shortcut convolves what the first relu gives."""
+    """norm, relu, conv, twice; the shortcut convolves what the first relu gives, or the input."""
 
-    def __init__(self, c_in, c_out, stride, wide):
+    def __init__(self, c_in, c_out, stride, wide, of_input=False):
         super().__init__()
         self.bn1 = nn.BatchNorm2d(c_in)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(c_out)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False)
         self.relu = nn.ReLU()
+        self.of_input = of_input
         self.convolves = stride != 1 or c_in != c_out
         self.name = "convShortcut" if wide else "shortcut"
         if self.convolves:
@@ -46,28 +47,36 @@ class Block(nn.Module):
 
     def forward(self, x):
         out = self.relu(self.bn1(x))
-        shortcut = getattr(self, self.name)(out) if self.convolves else x
+        shortcut = getattr(self, self.name)(x if self.of_input else out) if self.convolves else x
         out = self.conv1(out)
         return self.conv2(self.relu(self.bn2(out))) + shortcut
 
 
-def stage(c_in, c_out, blocks, stride, wide):
-    return nn.Sequential(*(Block(c_in if i == 0 else c_out, c_out, stride if i == 0 else 1, wide)
-                           for i in range(blocks)))
+def stage(c_in, c_out, blocks, stride, wide, of_input=False):
+    return nn.Sequential(*(
+        Block(c_in if i == 0 else c_out, c_out, stride if i == 0 else 1, wide, of_input)
+        for i in range(blocks)))
 
 
 class PreActResNet18(nn.Module):
-    def __init__(self):
+    """The shortcuts are RobustBench's PreActBlockV2, or with `of_input` its PreActBlock."""
+
+    def __init__(self, of_input=False, norm=False):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
-        self.layer1 = stage(64, 64, 2, 1, False)
-        self.layer2 = stage(64, 128, 2, 2, False)
-        self.layer3 = stage(128, 256, 2, 2, False)
-        self.layer4 = stage(256, 512, 2, 2, False)
+        self.layer1 = stage(64, 64, 2, 1, False, of_input)
+        self.layer2 = stage(64, 128, 2, 2, False, of_input)
+        self.layer3 = stage(128, 256, 2, 2, False, of_input)
+        self.layer4 = stage(256, 512, 2, 2, False, of_input)
+        if norm:
+            self.bn = nn.BatchNorm2d(512)
+            self.relu = nn.ReLU()
+        self.norm = norm
         self.linear = nn.Linear(512, 10)
 
     def forward(self, x):
         x = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(x)))))
+        x = self.relu(self.bn(x)) if self.norm else x
         return self.linear(x.mean((2, 3)))
 
 
@@ -106,6 +115,8 @@ MODELS = {
     "efficientnet_b0": (
         lambda: torchvision.models.efficientnet_b0(stochastic_depth_prob=0.0, dropout=0.0), 65),
     "preact_resnet18": (PreActResNet18, 32),
+    "preact_resnet18_input": (lambda: PreActResNet18(of_input=True), 32),
+    "preact_resnet18_norm": (lambda: PreActResNet18(norm=True), 32),
     "wide_resnet16_4": (lambda: WideResNet(2, 4), 32),
 }
 

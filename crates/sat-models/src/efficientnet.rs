@@ -1,5 +1,6 @@
 //! EfficientNets B0 to B8, L1, L2 and Lite0 to Lite4.
 
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::module::Module;
@@ -432,8 +433,15 @@ fn scale_width(channels: usize, width: f64) -> usize {
 }
 
 /// The stream of dropout and stochastic depth. Clones share it, as they share running statistics.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct Noise(Arc<Mutex<ChaCha8Rng>>);
+
+/// Not where the stream stands: how a network is printed says what it is, and checkpoints go by that.
+impl fmt::Debug for Noise {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Noise")
+    }
+}
 
 fn stream(seed: u64) -> ChaCha8Rng {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);

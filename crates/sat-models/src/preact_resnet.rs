@@ -21,9 +21,24 @@ use crate::weights::StateDict;
 pub enum PreActStyle {
     /// The last sum goes to the pooling as it is. Names: `layer1.0.shortcut.0`, `linear`.
     PreAct,
+    /// A last BatchNorm and activation. Names: those of [`PreAct`](Self::PreAct) and `bn`.
+    PreActNorm,
     /// A last BatchNorm and activation. Names of WideResNets in TRADES and RobustBench:
     /// `block1.layer.0.convShortcut`, `fc`.
     Wide,
+}
+
+/// What a shortcut convolves where a block changes the shape. The two have the same weights and give
+/// other logits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PreActShortcut {
+    /// What the block's first activation gives, as in He et al. 2016, WideResNets, and RobustBench's
+    /// `PreActBlockV2` or `out_shortcut`.
+    #[default]
+    Activated,
+    /// The block's input: RobustBench's `PreActBlock`.
+    Input,
 }
 
 /// A residual network of pre-activation blocks, as data (He et al. 2016, arXiv 1603.05027; Zagoruyko
@@ -44,6 +59,9 @@ pub struct PreActResNetConfig {
     pub stages: Vec<StageConfig>,
     /// The end of the network and the names of its weights.
     pub style: PreActStyle,
+    /// What shortcuts convolve.
+    #[serde(default)]
+    pub shortcut: PreActShortcut,
     /// The activation at every site. Each site owns its learnable parameter, if it has one.
     #[serde(default)]
     pub activation: ActivationConfig,
@@ -53,7 +71,8 @@ pub struct PreActResNetConfig {
 }
 
 impl PreActResNetConfig {
-    /// PreActResNet-18 for CIFAR: 11,171,146 parameters with 10 classes.
+    /// PreActResNet-18 for CIFAR: 11,171,146 parameters with 10 classes. `docs/models.md` says which style
+    /// and shortcut the published ones have.
     pub fn preact_resnet18() -> Self {
         Self::rgb(64, StageConfig::four([2; 4]), PreActStyle::PreAct)
     }
@@ -77,6 +96,7 @@ impl PreActResNetConfig {
             stem_channels,
             stages,
             style,
+            shortcut: PreActShortcut::default(),
             activation: ActivationConfig::default(),
             initialization: Initialization::default(),
         }
@@ -121,23 +141,23 @@ impl PreActResNetConfig {
             for i in 0..stage.blocks {
                 let stride = if i == 0 { stage.stride } else { 1 };
                 let shape = [channels, stage.channels];
-                blocks.push(Block::new(shape, stride, activation, &mut layers));
+                blocks.push(Block::new(shape, stride, self.shortcut, activation, &mut layers));
                 channels = stage.channels;
             }
             stages.push(blocks);
         }
         let bn1 = match self.style {
             PreActStyle::PreAct => None,
-            PreActStyle::Wide => Some(layers.norm(channels, activation)),
+            PreActStyle::PreActNorm | PreActStyle::Wide => Some(layers.norm(channels, activation)),
         };
         let fc = layers.linear(channels, self.classes);
         let shared = activation.init_shared(layers.device());
-        PreActResNet { conv1, stages, bn1, fc, shared }
+        PreActResNet { conv1, stages, bn1, fc, shared, style: self.style }
     }
 }
 
-/// norm – activation – convolution, twice. Where the shape changes, the shortcut is a convolution of
-/// what the first activation gives; elsewhere it is the block's input.
+/// norm – activation – convolution, twice. Where the shape changes, the shortcut is a convolution;
+/// elsewhere it is the block's input.
 #[derive(Module, Debug)]
 struct Block {
     bn1: BatchNormAct,
@@ -145,12 +165,15 @@ struct Block {
     bn2: BatchNormAct,
     conv2: Conv2d,
     shortcut: Option<Conv2d>,
+    #[module(skip)]
+    shortcut_of: PreActShortcut,
 }
 
 impl Block {
     fn new(
         [c_in, c_out]: [usize; 2],
         stride: usize,
+        shortcut_of: PreActShortcut,
         activation: &ActivationConfig,
         layers: &mut LayerBuilder<'_>,
     ) -> Self {
@@ -161,16 +184,19 @@ impl Block {
             bn2: layers.norm(c_out, activation),
             conv2: layers.conv(square([c_out, c_out], 3, 1)),
             shortcut: reshapes.then(|| layers.conv(square([c_in, c_out], 1, stride))),
+            shortcut_of,
         }
     }
 
     fn forward(&self, x: Tensor<4>, shared: Option<&SharedParameters>) -> Tensor<4> {
-        let (shortcut, x) = match &self.shortcut {
-            Some(conv) => {
-                let x = self.bn1.forward_shared(x, None, shared);
+        let activated = |x| self.bn1.forward_shared(x, None, shared);
+        let (shortcut, x) = match (&self.shortcut, self.shortcut_of) {
+            (Some(conv), PreActShortcut::Activated) => {
+                let x = activated(x);
                 (conv.forward(x.clone()), x)
             }
-            None => (x.clone(), self.bn1.forward_shared(x, None, shared)),
+            (Some(conv), PreActShortcut::Input) => (conv.forward(x.clone()), activated(x)),
+            (None, _) => (x.clone(), activated(x)),
         };
         let x = self.bn2.forward_shared(self.conv1.forward(x), None, shared);
         self.conv2.forward(x) + shortcut
@@ -202,6 +228,8 @@ pub struct PreActResNet {
     bn1: Option<BatchNormAct>,
     fc: Linear,
     shared: Option<SharedParameters>,
+    #[module(skip)]
+    style: PreActStyle,
 }
 
 impl PreActResNet {
@@ -281,7 +309,7 @@ impl sat_attack::Classifier for PreActResNet {
 
 impl StateDict for PreActResNet {
     fn state_key(&self, path: &str) -> String {
-        let is_wide = self.bn1.is_some();
+        let is_wide = self.style == PreActStyle::Wide;
         beside_norms(&match in_stage(path) {
             Some((stage, rest)) if is_wide => {
                 format!("block{}.layer.{}", stage + 1, rest.replace("shortcut.", "convShortcut."))
@@ -290,12 +318,12 @@ impl StateDict for PreActResNet {
                 format!("layer{}.{}", stage + 1, rest.replace("shortcut.", "shortcut.0."))
             }
             None if is_wide => path.to_owned(),
-            None => path.replace("fc.", "linear."),
+            None => beside_norms(path).replace("fc.", "linear.").replace("bn1.", "bn."),
         })
     }
 
     /// TRADES saves a second first stage that its network never uses.
     fn is_unused(&self, key: &str) -> bool {
-        self.bn1.is_some() && key.starts_with("sub_block1.")
+        self.style == PreActStyle::Wide && key.starts_with("sub_block1.")
     }
 }

@@ -313,16 +313,17 @@ pub fn load_pytorch<M: StateDict>(model: M, path: impl AsRef<Path>) -> Result<M,
 /// As [`load_safetensors`].
 pub fn load_weights<M: StateDict>(model: M, path: impl AsRef<Path>) -> Result<M, WeightsError> {
     let path = path.as_ref();
+    if is_safetensors(path)? { load_safetensors(model, path) } else { load_pytorch(model, path) }
+}
+
+/// By its name or its beginning.
+fn is_safetensors(path: &Path) -> Result<bool, WeightsError> {
     let failed = |source| WeightsError::Read { path: path.to_owned(), source };
-    // A safetensors file is a length in eight bytes, and JSON.
+    // A length in eight bytes, and JSON.
     let mut start = Vec::new();
     File::open(path).and_then(|file| file.take(9).read_to_end(&mut start)).map_err(failed)?;
     let is_named = path.extension().is_some_and(|extension| extension == "safetensors");
-    if is_named || start.get(8) == Some(&b'{') {
-        load_safetensors(model, path)
-    } else {
-        load_pytorch(model, path)
-    }
+    Ok(is_named || start.get(8) == Some(&b'{'))
 }
 
 fn load<M: StateDict>(
@@ -373,13 +374,18 @@ fn load<M: StateDict>(
     }
 }
 
-/// Reads the text entries in the header of the safetensors file at `path`; empty if it has none.
+/// Reads the text entries in the header of the safetensors file at `path`; empty if it has none, and for
+/// PyTorch checkpoints, which have no place for them.
 ///
 /// # Errors
 ///
 /// [`Read`](WeightsError::Read) or [`Corrupt`](WeightsError::Corrupt).
 pub fn read_metadata(path: impl AsRef<Path>) -> Result<Metadata, WeightsError> {
-    let header = open_safetensors(path.as_ref())?.header;
+    let path = path.as_ref();
+    if !is_safetensors(path)? {
+        return Ok(Metadata::new());
+    }
+    let header = open_safetensors(path)?.header;
     Ok(header.metadata().clone().unwrap_or_default().into_iter().collect())
 }
 

@@ -12,8 +12,9 @@ use burn::nn::{Linear, LinearConfig};
 use burn::tensor::Device;
 use proptest::prelude::*;
 use sat_models::{
-    EfficientNetConfig, Metadata, Model, NetworkConfig, PreActResNetConfig, ResNetConfig,
-    StageConfig, StateDict, StemConfig, WeightsError, load_pytorch, load_weights, save_safetensors,
+    EfficientNetConfig, Metadata, Model, NetworkConfig, PreActResNetConfig, PreActShortcut,
+    PreActStyle, ResNetConfig, StageConfig, StateDict, StemConfig, WeightsError, load_pytorch,
+    load_weights, read_metadata, read_network, save_safetensors,
 };
 use tempfile::TempDir;
 use zip::write::SimpleFileOptions;
@@ -307,6 +308,22 @@ fn names_of_robustbench_load() {
     .into();
     let saved = tensors(&preact.init(1, &Device::flex()));
     assert!(saved.contains_key("layer1.0.shortcut.0.weight") && saved.contains_key("linear.bias"));
+
+    // The names of the two shortcuts are the same, the logits are not.
+    let NetworkConfig::PreActResNet(config) = preact.clone() else { unreachable!() };
+    let of_input: NetworkConfig =
+        PreActResNetConfig { shortcut: PreActShortcut::Input, ..config.clone() }.into();
+    let file = checkpoint(Container::Zip, &[], &saved);
+    let logits = |config: &NetworkConfig| {
+        let images = burn::tensor::Tensor::ones([1, 3, 8, 8], &Device::flex());
+        load(config, &file).unwrap().valid().forward(images).try_into_vec_as::<f32>().unwrap()
+    };
+    assert_ne!(logits(&preact), logits(&of_input));
+
+    let norm: NetworkConfig =
+        PreActResNetConfig { style: PreActStyle::PreActNorm, ..config }.into();
+    let saved = tensors(&norm.init(1, &Device::flex()));
+    assert!(saved.contains_key("bn.running_mean") && saved.contains_key("layer1.0.bn1.weight"));
 }
 
 /// One block a stage: the first without expansion, which shifts the numbers of torchvision and the
@@ -380,6 +397,12 @@ fn formats_are_told_apart_by_their_bytes() {
     );
     let missing = load_weights(model, Path::new("no/such/file")).unwrap_err();
     assert!(matches!(missing, WeightsError::Read { .. }));
+
+    // A checkpoint of PyTorch says nothing of its network.
+    let theirs = checkpoint(Container::Zip, &[], &tensors(&tiny().init(1, &Device::flex())));
+    fs::write(&path, theirs).unwrap();
+    assert_eq!(read_metadata(&path).unwrap(), Metadata::new());
+    assert_eq!(read_network(&path).unwrap(), None);
 }
 
 /// `os.system` in the place of a tensor, in both containers: an error, and nothing runs.
