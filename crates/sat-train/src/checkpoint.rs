@@ -1,10 +1,14 @@
 use crate::{recipe::Recipe, source::TrainingData, train::Progress, units::hex};
-use burn::{module::Module, optim::ModuleOptimizer, store::RecordError};
+use burn::{
+    module::{DisplaySettings, Module, ModuleDisplay},
+    optim::ModuleOptimizer,
+    store::RecordError,
+};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{
     fs::{self, File},
-    io,
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
@@ -93,28 +97,54 @@ const STATE: &str = "state.json";
 const MODEL: &str = "model.bpk";
 const OPTIMIZER: &str = "optimizer.bpk";
 const AVERAGED: &str = "averaged.bpk";
+const BEST: &str = "best.bpk";
 const PREFIX: &str = "checkpoint-";
 
 /// What goes into a checkpoint.
 pub(crate) struct Snapshot<'a, M> {
     pub(crate) model: &'a M,
     pub(crate) averaged: Option<&'a M>,
+    pub(crate) best: Option<&'a M>,
     pub(crate) optimizer: &'a ModuleOptimizer,
     pub(crate) recipe: &'a Recipe,
-    pub(crate) data: &'a DataIdentity,
+    pub(crate) identity: &'a Identity,
     pub(crate) progress: &'a Progress,
+}
+
+/// What a run is of, besides its recipe.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Identity {
+    data: DataIdentity,
+    /// The network as Burn prints it: layers, sizes, and what has no tensor, such as activations and the
+    /// normalisation of the images.
+    network: String,
 }
 
 /// Which data a run is on.
 #[derive(Debug, PartialEq, Clone, Serialize, Deserialize)]
-pub(crate) struct DataIdentity {
+struct DataIdentity {
     samples: usize,
     sha256: String,
 }
 
-impl DataIdentity {
-    pub(crate) fn of(data: &impl TrainingData) -> Self {
-        Self { samples: data.len(), sha256: data.sha256() }
+impl Identity {
+    pub(crate) fn of(data: &impl TrainingData, model: &impl ModuleDisplay) -> Self {
+        let data = DataIdentity { samples: data.len(), sha256: data.sha256() };
+        Self { data, network: model.format(DisplaySettings::default()) }
+    }
+
+    /// The first line in which the networks differ.
+    fn other_network(&self, now: &Self) -> Option<String> {
+        let (mut then, mut now) = (self.network.lines(), now.network.lines());
+        loop {
+            let (was, is) = match (then.next(), now.next()) {
+                (None, None) => return None,
+                (was, is) => (was.unwrap_or("nothing").trim(), is.unwrap_or("nothing").trim()),
+            };
+            if was != is {
+                return Some(format!("it was made with `{was}`, here it is `{is}`"));
+            }
+        }
     }
 }
 
@@ -122,6 +152,7 @@ impl DataIdentity {
 pub(crate) struct Loaded<M> {
     pub(crate) model: M,
     pub(crate) averaged: Option<M>,
+    pub(crate) best: Option<M>,
     pub(crate) optimizer: ModuleOptimizer,
     pub(crate) progress: Progress,
 }
@@ -130,12 +161,15 @@ pub(crate) struct Loaded<M> {
 #[derive(Debug, Serialize, Deserialize)]
 struct State {
     recipe: Recipe,
-    data: DataIdentity,
+    #[serde(flatten)]
+    identity: Identity,
     progress: Progress,
     model_sha256: String,
     optimizer_sha256: String,
     /// Of the averaged weights, if the recipe has them.
     averaged_sha256: Option<String>,
+    /// Of the weights of the best epoch, if the recipe selects one and there is one.
+    best_sha256: Option<String>,
 }
 
 impl Checkpoints {
@@ -185,7 +219,7 @@ impl Checkpoints {
 
     /// Writes a checkpoint and removes all older ones but the one before it.
     pub(crate) fn save<M: Module>(&self, snapshot: Snapshot<'_, M>) -> Result<(), CheckpointError> {
-        let Snapshot { model, averaged, optimizer, recipe, data, progress } = snapshot;
+        let Snapshot { model, averaged, best, optimizer, recipe, identity, progress } = snapshot;
         let path = self.folder.join(format!("{PREFIX}{:08}", progress.step));
         let failed = |path: &Path| {
             let path = path.to_owned();
@@ -204,28 +238,27 @@ impl Checkpoints {
             .map_err(failed(&self.folder))?;
         let write = |name: &str, bytes: &[u8]| -> Result<String, CheckpointError> {
             let file = draft.path().join(name);
-            fs::write(&file, bytes)
-                .and_then(|()| File::open(&file)?.sync_all())
+            // One handle: Windows flushes none that is open for reading alone.
+            File::create(&file)
+                .and_then(|mut open| open.write_all(bytes).and_then(|()| open.sync_all()))
                 .map_err(failed(&file))?;
             Ok(sha256(bytes))
         };
         // `valid` folds in updates of BatchNorm's statistics that a record would not see yet.
         let weights = model.valid().into_record().into_bytes().map_err(refused(&path))?;
         let momenta = optimizer.into_bytes().map_err(refused(&path))?;
-        let averaged = match averaged {
-            Some(averaged) => {
-                let bytes = averaged.clone().into_record().into_bytes().map_err(refused(&path))?;
-                Some(write(AVERAGED, &bytes)?)
-            }
-            None => None,
+        let keep = |name: &str, weights: &M| -> Result<String, CheckpointError> {
+            let bytes = weights.clone().into_record().into_bytes().map_err(refused(&path))?;
+            write(name, &bytes)
         };
         let state = State {
             recipe: recipe.clone(),
-            data: data.clone(),
+            identity: identity.clone(),
             progress: progress.clone(),
             model_sha256: write(MODEL, &weights)?,
             optimizer_sha256: write(OPTIMIZER, &momenta)?,
-            averaged_sha256: averaged,
+            averaged_sha256: averaged.map(|weights| keep(AVERAGED, weights)).transpose()?,
+            best_sha256: best.map(|weights| keep(BEST, weights)).transpose()?,
         };
         let text = serde_json::to_vec_pretty(&state)
             .map_err(|error| failed(&path)(io::Error::other(error)))?;
@@ -242,7 +275,7 @@ impl Checkpoints {
         &self,
         model: &M,
         recipe: &Recipe,
-        data: &DataIdentity,
+        identity: &Identity,
         optimizer: impl FnOnce(&M) -> ModuleOptimizer,
     ) -> Result<Option<Loaded<M>>, CheckpointError> {
         let Some(folder) = self.latest()? else {
@@ -258,12 +291,16 @@ impl Checkpoints {
         if state.recipe != *recipe {
             return Err(CheckpointError::OtherRun { path: folder.join(STATE) });
         }
-        if state.data != *data {
-            let found = match (state.data.samples, data.samples) {
+        let (then, now) = (&state.identity.data, &identity.data);
+        if then != now {
+            let found = match (then.samples, now.samples) {
                 (then, now) if then == now => format!("{now} images too, but not the same ones"),
                 (then, now) => format!("{then} images, not {now}"),
             };
             return Err(CheckpointError::OtherData { path: folder.join(STATE), found });
+        }
+        if let Some(reason) = state.identity.other_network(identity) {
+            return Err(CheckpointError::OtherModel { path: folder.join(STATE), reason });
         }
         let verified = |name: &str, sum: &str| -> Result<Vec<u8>, CheckpointError> {
             let bytes = read(name)?;
@@ -285,17 +322,18 @@ impl Checkpoints {
             let record = burn::store::ModuleRecord::from_bytes(bytes).map_err(misfit(name))?;
             model.try_load_record(record).map_err(misfit(name))
         };
-        // The averaged weights first: `valid` has memory of its own, the clone below shares it.
-        let averaged = match &state.averaged_sha256 {
-            Some(sum) => Some(weights(AVERAGED, sum, model.valid())?),
-            None => None,
+        // These first: `valid` has memory of its own, the clone below shares it.
+        let kept = |name: &str, sum: &Option<String>| {
+            sum.as_ref().map(|sum| weights(name, sum, model.valid())).transpose()
         };
+        let averaged = kept(AVERAGED, &state.averaged_sha256)?;
+        let best = kept(BEST, &state.best_sha256)?;
         let model = weights(MODEL, &state.model_sha256, model.clone().train())?;
         let momenta = verified(OPTIMIZER, &state.optimizer_sha256)?;
         let optimizer = optimizer(&model)
             .from_bytes(burn::tensor::Bytes::from_bytes_vec(momenta))
             .map_err(misfit(OPTIMIZER))?;
-        Ok(Some(Loaded { model, averaged, optimizer, progress: state.progress }))
+        Ok(Some(Loaded { model, averaged, best, optimizer, progress: state.progress }))
     }
 
     /// Removes all checkpoints, once their run has ended and its result is kept elsewhere.

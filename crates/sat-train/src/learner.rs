@@ -49,7 +49,7 @@ pub use metric::{AdversarialMetric, Figure, Outcome, TrainingFigures, Validation
 
 use crate::{
     average::WeightAverage,
-    recipe::{Recipe, RecipeError, TrainingAttack},
+    recipe::{Recipe, RecipeError, Select, TrainingAttack},
     source::TrainingData,
     step::{AdversarialStep, clip, optimizer, scale},
     watch::{HeldOut, learned_parameters},
@@ -117,9 +117,13 @@ impl<M: Module + ModuleDisplay + Classifier> Adversarial<M> {
     ///
     /// # Errors
     ///
-    /// A field of the recipe out of its range.
+    /// A field of the recipe out of its range; `select` must be the last epoch, as Burn's checkpointers
+    /// choose others.
     pub fn new(model: M, recipe: &Recipe) -> Result<Self, RecipeError> {
         recipe.validate()?;
+        let held = recipe.hold_out as f64;
+        let expected = "left to Burn's checkpointers here: set `select` to `last`";
+        RecipeError::unless(recipe.select == Select::Last, "hold_out", held, expected)?;
         let averaged = recipe.average.map(|_| model.valid());
         let no_attack = TrainingAttack { eps: 0.0, ..TrainingAttack::default() };
         let settings = Settings {

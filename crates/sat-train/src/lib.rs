@@ -57,7 +57,8 @@ pub use checkpoint::{CheckpointError, Checkpoints};
 pub use normalized::{NormalizationError, Normalized};
 pub use objective::{Objective, Perturbation, mart_loss, smoothed_cross_entropy, trades_loss};
 pub use recipe::{
-    AttackStart, Decayed, MomentumForm, Recipe, RecipeError, RecipeFileError, TrainingAttack,
+    AttackStart, Decayed, MomentumForm, Recipe, RecipeError, RecipeFileError, Select,
+    TrainingAttack,
 };
 pub use schedule::Schedule;
 pub use source::{Batches, TrainingData};

@@ -53,6 +53,8 @@ pub struct Recipe {
     /// So many training images, drawn by the seed, are not trained on: after each epoch FGSM and
     /// PGD-10 attack them, to see catastrophic overfitting. 0 for none.
     pub hold_out: usize,
+    /// Which epoch's weights are the result.
+    pub select: Select,
     /// SGD's momentum, in [0, 1), without dampening, as PyTorch defines it.
     pub momentum: f64,
     /// Which momentum.
@@ -92,6 +94,18 @@ pub enum MomentumForm {
     Nesterov,
     /// v <- m v + g, w <- w - lr v.
     HeavyBall,
+}
+
+/// Which epoch's weights are the result of a training.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Select {
+    /// The last.
+    #[default]
+    Last,
+    /// That whose held-out images withstood PGD-10 best, the first of equal ones: training for long
+    /// overfits (Rice et al. 2020, arXiv 2002.11569). Needs `hold_out`.
+    HeldOut,
 }
 
 /// Which parameters decay.
@@ -176,6 +190,7 @@ impl Default for Recipe {
             parts: 1,
             seed: 0,
             hold_out: 0,
+            select: Select::default(),
             momentum: 0.9,
             momentum_form: MomentumForm::default(),
             weight_decay: 5e-4,
@@ -308,6 +323,16 @@ impl Recipe {
         }
     }
 
+    /// The same recipe over so many epochs: warm-up and milestones of its schedule are stretched or
+    /// shortened in proportion.
+    pub fn with_epochs(mut self, epochs: usize) -> Self {
+        if self.epochs > 0 {
+            self.schedule = self.schedule.stretched(epochs as f64 / self.epochs as f64);
+        }
+        self.epochs = epochs;
+        self
+    }
+
     /// Checks every field.
     ///
     /// # Errors
@@ -340,6 +365,8 @@ impl Recipe {
         let held = self.hold_out as f64;
         let valid = self.hold_out == 0 || self.attack.is_some();
         check(valid, "hold_out", held, "0 without an [attack]")?;
+        let valid = self.select == Select::Last || self.hold_out > 0;
+        check(valid, "hold_out", held, "above 0 to select an epoch by")?;
         self.objective.validate(self.attack.as_ref())?;
         if let Some(alpha) = self.augment.mixup {
             let field = "augment.mixup";

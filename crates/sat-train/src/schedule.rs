@@ -92,6 +92,19 @@ impl Schedule {
         self
     }
 
+    /// The same schedule with its epochs so many times as long.
+    pub(crate) fn stretched(mut self, factor: f64) -> Self {
+        match &mut self {
+            Schedule::Constant { .. } | Schedule::Cyclic { .. } => {}
+            Schedule::WarmupStep { warmup_epochs, milestones, .. } => {
+                *warmup_epochs *= factor;
+                milestones.iter_mut().for_each(|milestone| *milestone *= factor);
+            }
+            Schedule::WarmupCosine { warmup_epochs, .. } => *warmup_epochs *= factor,
+        }
+        self
+    }
+
     pub(crate) fn validate(&self) -> Result<(), RecipeError> {
         let check = RecipeError::unless;
         let rate = self.rate();
@@ -124,6 +137,7 @@ impl Schedule {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::recipe::Recipe;
 
     #[test]
     fn warm_up_grows_and_milestones_drop() {
@@ -176,6 +190,28 @@ mod tests {
         // All warm-up and no cosine.
         let schedule = Schedule::WarmupCosine { lr: 0.2, warmup_epochs: 10.0 };
         assert!((schedule.lr(9.0, 10.0) - 0.18).abs() < 1e-12);
+    }
+
+    #[test]
+    fn other_epochs_stretch_the_schedule() {
+        let schedule = Schedule::WarmupStep {
+            lr: 0.1,
+            warmup_epochs: 5.0,
+            milestones: vec![30.0, 60.0, 90.0],
+            factor: 0.1,
+        };
+        let cosine = Schedule::WarmupCosine { lr: 0.2, warmup_epochs: 5.0 };
+        let cyclic = Schedule::Cyclic { lr: 0.2, peak: 0.4 };
+        for schedule in [schedule, cosine, cyclic] {
+            let recipe = Recipe { epochs: 100, schedule: schedule.clone(), ..Recipe::default() };
+            let short = recipe.with_epochs(10);
+            assert_eq!(short.epochs, 10);
+            for epoch in [0.0, 0.25, 1.0, 2.95, 3.05, 7.0, 9.5] {
+                let want = schedule.lr(10.0 * epoch, 100.0);
+                let got = short.schedule.lr(epoch, 10.0);
+                assert!((got - want).abs() < 1e-12, "epoch {epoch}: {got}, not {want}");
+            }
+        }
     }
 
     #[test]

@@ -1,14 +1,14 @@
 use crate::{
     average::WeightAverage,
-    checkpoint::{CheckpointError, Checkpoints, DataIdentity, Loaded, Snapshot},
+    checkpoint::{CheckpointError, Checkpoints, Identity, Loaded, Snapshot},
     data::DataError,
-    recipe::{Recipe, RecipeError, TrainingAttack},
+    recipe::{Recipe, RecipeError, Select, TrainingAttack},
     source::{Batches, TrainingData},
     step::{AdversarialStep, correct, optimizer, training_device},
     watch::{HeldOut, LearnedParameters, learned_parameters},
 };
 use burn::{
-    module::{Module, ModuleVisitor, Param},
+    module::{Module, ModuleDisplay, ModuleVisitor, Param},
     tensor::{Device, Tensor},
 };
 use sat_attack::{AttackError, Classifier, Victim};
@@ -62,9 +62,10 @@ pub struct EpochSummary {
     pub clean_accuracy: f64,
     /// Running accuracy on adversarial training images.
     pub robust_accuracy: f64,
-    /// The images that were held out, under attack, if the recipe holds any out.
+    /// The images that were held out, under attack, if the recipe holds any out: by the averaged
+    /// weights if there are any, else by the epoch's last.
     pub held_out: Option<HeldOut>,
-    /// What the activations have learned; nothing where they have no parameters.
+    /// What the activations of the same weights have learned; nothing where they have no parameters.
     pub learned: Vec<LearnedParameters>,
 }
 
@@ -86,15 +87,19 @@ pub struct Trained<M> {
     pub model: M,
     /// The moving average of its weights, in the form for evaluation, if the recipe has one.
     pub averaged: Option<M>,
+    /// The weights of the best epoch so far, averaged if those are, in the form for evaluation, if the
+    /// recipe selects by held-out images.
+    pub best: Option<M>,
     /// How far it came.
     pub progress: Progress,
 }
 
 impl<M: Module> Trained<M> {
-    /// The result of the training, in the form for evaluation: the averaged weights if there are any,
-    /// else those of the last step.
+    /// The result of the training, in the form for evaluation: the weights of the best epoch if the
+    /// recipe selects one, else the averaged ones if there are any, else those of the last step.
     pub fn result(&self) -> M {
-        self.averaged.clone().unwrap_or_else(|| self.model.valid())
+        let chosen = self.best.clone().or_else(|| self.averaged.clone());
+        chosen.unwrap_or_else(|| self.model.valid())
     }
 }
 
@@ -177,7 +182,7 @@ pub enum TrainError {
 ///
 /// If the images have another number of channels than the model takes, or a label is not below the
 /// number of its classes.
-pub fn train<M: Module + Classifier, D: TrainingData>(
+pub fn train<M: Module + ModuleDisplay + Classifier, D: TrainingData>(
     model: M,
     recipe: &Recipe,
     data: &D,
@@ -186,7 +191,8 @@ pub fn train<M: Module + Classifier, D: TrainingData>(
     mut observe: impl FnMut(&Progress) -> ControlFlow<()>,
 ) -> Result<Trained<M>, TrainError> {
     recipe.validate()?;
-    let checkpoints = checkpoints.map(|(folder, start)| (folder, start, DataIdentity::of(data)));
+    let identified = |(folder, start)| (folder, start, Identity::of(data, &model));
+    let checkpoints = checkpoints.map(identified);
     let held_out = hold_out(data, recipe);
     let (data, held_out) = match &held_out {
         Some((rest, held_out)) => (rest, Some(held_out)),
@@ -212,12 +218,12 @@ pub fn train<M: Module + Classifier, D: TrainingData>(
     if let (None, Some((checkpoints, Start::Resume, _))) = (&resumed, &checkpoints) {
         return Err(CheckpointError::Nothing { path: checkpoints.folder().to_owned() }.into());
     }
-    let Loaded { mut model, mut optimizer, averaged, mut progress } =
-        resumed.unwrap_or_else(|| {
+    let Loaded { mut model, mut optimizer, averaged, mut best, mut progress } = resumed
+        .unwrap_or_else(|| {
             let optimizer = optimizer(recipe, &model);
             let (steps, epochs) = (per_epoch * recipe.epochs, recipe.epochs);
             let progress = Progress { steps, epochs, ..Progress::default() };
-            Loaded { averaged: None, optimizer, progress, model }
+            Loaded { averaged: None, best: None, optimizer, progress, model }
         });
     let mut average = recipe.average.map(|decay| match averaged {
         Some(averaged) => WeightAverage::resume(averaged, decay, progress.step),
@@ -284,9 +290,11 @@ pub fn train<M: Module + Classifier, D: TrainingData>(
                 // Broken images that were left out make an epoch shorter.
                 progress.steps -= per_epoch - progress.step_of_epoch;
                 progress.step_of_epoch = 0;
+                // What would be the result of this epoch.
+                let result = average.as_ref().map_or(&model, WeightAverage::model);
                 let held_out = match (held_out, &recipe.attack) {
                     (Some(held_out), Some(attack)) => {
-                        Some(watch(&model, held_out, attack, batch_size, number)?)
+                        Some(watch(result, held_out, attack, batch_size, number)?)
                     }
                     _ => None,
                 };
@@ -296,32 +304,43 @@ pub fn train<M: Module + Classifier, D: TrainingData>(
                     clean_accuracy: progress.clean_accuracy,
                     robust_accuracy: progress.robust_accuracy,
                     held_out,
-                    learned: learned_parameters(&model),
+                    learned: learned_parameters(result),
                 });
+                if recipe.select == Select::HeldOut && is_last_best(&progress.history) {
+                    best = Some(result.valid());
+                }
             }
             let stopped = observe(&progress).is_break();
             if stopped && !epoch_ends && !is_finite(&model) {
                 return Err(TrainError::NonFiniteWeights { step: number });
             }
-            if let Some((checkpoints, _, data)) = &checkpoints
+            if let Some((checkpoints, _, identity)) = &checkpoints
                 && (epoch_ends || stopped)
             {
                 checkpoints.save(Snapshot {
                     model: &model,
                     averaged: average.as_ref().map(WeightAverage::model),
+                    best: best.as_ref(),
                     optimizer: &optimizer,
                     recipe,
-                    data,
+                    identity,
                     progress: &progress,
                 })?;
             }
             if stopped {
                 let averaged = average.map(WeightAverage::into_model);
-                return Ok(Trained { model, averaged, progress });
+                return Ok(Trained { model, averaged, best, progress });
             }
         }
     }
-    Ok(Trained { model, averaged: average.map(WeightAverage::into_model), progress })
+    Ok(Trained { model, averaged: average.map(WeightAverage::into_model), best, progress })
+}
+
+/// Whether no epoch before the last left as many held-out images right under PGD-10.
+fn is_last_best(history: &[EpochSummary]) -> bool {
+    let accuracy = |epoch: &EpochSummary| epoch.held_out.map(|held_out| held_out.pgd_accuracy);
+    let Some((last, before)) = history.split_last() else { return false };
+    before.iter().all(|epoch| accuracy(epoch) < accuracy(last))
 }
 
 /// The next batch, and how long it took to come.

@@ -370,6 +370,13 @@ fn imagenet_by_name() {
     assert!(!spec.has_splits());
     let set = spec.load(Split::Test).unwrap();
     assert_eq!((set.shape(), set.labels()), ([3, 224, 224], &[0, 0, 1, 2][..]));
+    // One of each class, not the first of one class; and no other file is read.
+    for number in [1, 3] {
+        assert_eq!(spec.load_part(Split::Test, number).unwrap().len(), number);
+    }
+    let part = spec.load_part(Split::Test, 2).unwrap();
+    assert_eq!(part.labels(), [0, 1]);
+    assert_eq!(spec.load_part(Split::Test, 9).unwrap(), set);
     let parts = tempdir().unwrap();
     fs::rename(dir.path(), parts.path().join("train")).unwrap();
     let spec = DataSpec::ImageNet(parts.path().into());

@@ -12,8 +12,8 @@ use sat_attack::{Attack, Goal, Norm, Pgd, RandomStart, Victim};
 use sat_models::EfficientNetConfig;
 use sat_train::{
     AdversarialStep, AttackStart, CheckpointError, Checkpoints, Decayed, MomentumForm, Normalized,
-    Objective, Perturbation, Progress, Recipe, RecipeFileError, Schedule, Start, TrainError,
-    TrainingAttack, WeightAverage,
+    Objective, Perturbation, Progress, Recipe, RecipeFileError, Schedule, Select, Start,
+    TrainError, TrainingAttack, WeightAverage,
     data::{Augment, ImageSet},
     learned_parameters, mart_loss, optimizer, smoothed_cross_entropy, trades_loss, train,
 };
@@ -363,6 +363,17 @@ fn bad_checkpoints_are_told_apart_and_left_alone() {
     let larger = Normalized::to_plus_minus_one(larger, 1);
     let other = run(larger, &recipe(), Start::Resume).unwrap_err();
     assert!(matches!(other, TrainError::Checkpoint(CheckpointError::OtherModel { .. })), "{other}");
+    // The same tensors, another network.
+    let mish = config().with_activation("mish".parse().unwrap()).init(0, &device());
+    let elsewhere = Normalized::new(config().init(0, &device()), &[0.25], &[0.5]).unwrap();
+    for (other, says) in [(Normalized::to_plus_minus_one(mish, 1), "mish"), (elsewhere, "0.25")] {
+        let other = run(other, &recipe(), Start::Resume).unwrap_err();
+        assert!(
+            matches!(&other, TrainError::Checkpoint(CheckpointError::OtherModel { .. })),
+            "{other}"
+        );
+        assert!(other.to_string().contains(says), "{other}");
+    }
 
     // Truncated, flipped, and text that is no JSON.
     for (file, damage) in [
@@ -621,7 +632,7 @@ fn all_options_resume_to_the_same_weights() {
         let unbroken = train(model(), &recipe, &data, &device(), None, go_on).unwrap();
         let last = unbroken.progress.history.last().unwrap();
         assert!(last.held_out.is_some());
-        assert_eq!(last.learned, learned_parameters(&unbroken.model));
+        assert_eq!(last.learned, learned_parameters(&unbroken.result()));
         assert!(!last.learned.is_empty());
 
         let folder = tempfile::tempdir().unwrap();
@@ -652,4 +663,46 @@ fn the_recipes_of_the_examples_can_be_read() {
         count += 1;
     }
     assert!(count >= 6, "{count}");
+}
+
+/// The epoch whose held-out images withstand the most, and not what came of it later.
+#[test]
+fn the_best_epoch_is_the_result() {
+    let data = images(60);
+    let mut earlier = 0;
+    for (seed, average) in [(1, None), (2, None), (3, None), (4, Some(0.5)), (5, Some(0.5))] {
+        let recipe = Recipe {
+            epochs: 5,
+            hold_out: 20,
+            select: Select::HeldOut,
+            seed,
+            average,
+            schedule: Schedule::Constant { lr: 0.3 },
+            ..recipe()
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::open(folder.path()).unwrap();
+        let stop_after = |epochs: usize| {
+            move |progress: &Progress| match progress.history.len() == epochs {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        };
+        let place = Some((&checkpoints, Start::Fresh));
+        train(model(), &recipe, &data, &device(), place, stop_after(4)).unwrap();
+        let place = Some((&checkpoints, Start::Resume));
+        let trained = train(model(), &recipe, &data, &device(), place, go_on).unwrap();
+        let accuracy: Vec<f64> =
+            trained.progress.history.iter().map(|e| e.held_out.unwrap().pgd_accuracy).collect();
+        let most = accuracy.iter().copied().fold(0.0, f64::max);
+        let best = accuracy.iter().position(|a| *a == most).unwrap() + 1;
+
+        let last = Recipe { select: Select::Last, ..recipe };
+        let there = train(model(), &last, &data, &device(), None, stop_after(best)).unwrap();
+        assert_eq!(bits(&trained.result()), bits(&there.result()), "{accuracy:?}");
+        earlier += usize::from(best < 5);
+    }
+    assert!(earlier > 0, "no training was better before its end");
+    let none = Recipe { select: Select::HeldOut, hold_out: 0, ..recipe() };
+    assert_eq!(none.validate().unwrap_err().field, "hold_out");
 }

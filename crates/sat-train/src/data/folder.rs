@@ -221,11 +221,20 @@ impl ImageFolder {
     /// An image is broken, the whole is above 2 GiB, there are more than 65,536 classes, a setting is
     /// out of its range, or this build lacks the cargo feature `images`.
     pub fn load(&self, transform: Transform) -> Result<ImageSet, DataError> {
+        self.load_spread(usize::MAX, transform)
+    }
+
+    /// As [`load`](Self::load), of the images that [`spread`](Self::spread) names.
+    ///
+    /// # Errors
+    ///
+    /// As [`load`](Self::load).
+    pub fn load_spread(&self, n: usize, transform: Transform) -> Result<ImageSet, DataError> {
         let size = u64::from(transform.size());
+        let indices = self.spread(n);
         let (each, origin) = (3 * size * size, &self.root);
-        super::source::check_size(origin, each.saturating_mul(self.len() as u64))?;
+        super::source::check_size(origin, each.saturating_mul(indices.len() as u64))?;
         let config = LoaderConfig { batch_size: 64, ..LoaderConfig::new(transform) };
-        let indices: Vec<usize> = (0..self.len()).collect();
         let (mut pixels, mut labels) = (Vec::new(), Vec::new());
         for batch in self.loader(&indices, 0, &config)? {
             let batch = batch?;

@@ -53,7 +53,7 @@ pub enum DataSpec {
     /// `imagenet:DIR`: photographs in `DIR/val/<class>/` for [`Split::Test`], in
     /// `DIR/train/<class>/` for [`Split::Train`], or in `DIR/<class>/` for both. All are decoded into
     /// memory at 224 pixels, as for evaluation (the default of `EvaluateTransform`), at most
-    /// 14,266 of them. Training streams them instead, with `ImageFolder` (feature `images`).
+    /// 14,266 of them: [`load_part`](Self::load_part) takes some. Training streams them instead, with `ImageFolder` (feature `images`).
     ImageNet(PathBuf),
 }
 
@@ -83,7 +83,21 @@ impl DataSpec {
             Self::Cifar10(dir) => cifar10(dir, split),
             Self::Cifar10Bin(file) => cifar10_bin(file),
             Self::Cifar100(dir) => cifar100(dir, split),
-            Self::ImageNet(dir) => imagenet(dir, split),
+            Self::ImageNet(dir) => imagenet(dir, split, usize::MAX),
+        }
+    }
+
+    /// Reads `n` images of a split, or all if there are fewer: the first ones, as leaderboards take
+    /// them; of photographs, which are sorted by class, some that are spread evenly over the classes,
+    /// and no others are decoded.
+    ///
+    /// # Errors
+    ///
+    /// As the reader of the kind.
+    pub fn load_part(&self, split: Split, n: usize) -> Result<ImageSet, DataError> {
+        match self {
+            Self::ImageNet(dir) => imagenet(dir, split, n),
+            _ => Ok(self.load(split)?.take(n)),
         }
     }
 
@@ -145,14 +159,14 @@ fn imagenet_split(dir: &Path, split: Split) -> PathBuf {
 }
 
 #[cfg(feature = "images")]
-fn imagenet(dir: &Path, split: Split) -> Result<ImageSet, DataError> {
+fn imagenet(dir: &Path, split: Split, n: usize) -> Result<ImageSet, DataError> {
     use super::{EvaluateTransform, ImageFolder, Transform};
 
     let folder = ImageFolder::open(imagenet_split(dir, split))?;
-    folder.load(Transform::Evaluate(EvaluateTransform::default()))
+    folder.load_spread(n, Transform::Evaluate(EvaluateTransform::default()))
 }
 
 #[cfg(not(feature = "images"))]
-fn imagenet(_dir: &Path, _split: Split) -> Result<ImageSet, DataError> {
+fn imagenet(_dir: &Path, _split: Split, _n: usize) -> Result<ImageSet, DataError> {
     Err(DataError::MissingFeature { what: "reading photographs", feature: "images" })
 }
