@@ -3,9 +3,9 @@
 use crate::{
     Failure,
     common::{
-        self,
         output::write,
         progress::train_with_bar,
+        recorded,
         stop::{self, Stopped},
     },
     plan::Setting,
@@ -14,7 +14,7 @@ use burn::{module::Module, tensor::Device};
 use sat::{
     attack::{Attack, AutoAttack, Evaluation, FewClasses, Flag, Pgd, Report, Victim, evaluate},
     core::{Gradient, replace_gradients},
-    models::{Model, load_safetensors, network_metadata, save_safetensors},
+    models::{Model, load_safetensors, save_safetensors},
     train::{Checkpoints, HeldOut, LearnedParameters, Normalized, Start, data::ImageSet},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -68,6 +68,12 @@ pub(crate) struct Worst {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct Marks(String);
+
+impl Worst {
+    pub(crate) fn seed(&self) -> u64 {
+        self.setting.recipe.seed
+    }
+}
 
 impl Marks {
     fn new(marks: impl Iterator<Item = bool>) -> Self {
@@ -148,8 +154,7 @@ impl Job<'_> {
         let place = Some((&checkpoints, Start::ResumeOrFresh));
         let trained = train_with_bar(model, recipe, self.train_set, &device, place)?;
         let model = trained.result();
-        let mut metadata = network_metadata(network);
-        metadata.extend(common::normalization_metadata(model.statistics()));
+        let metadata = recorded::metadata(network, model.statistics(), None);
         save_safetensors(&model.model, self.file("model.safetensors"), &metadata)?;
 
         // The test is of the network itself, whatever gradient it was trained with.

@@ -107,8 +107,8 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         return Err(ExperimentError::NoTestSplit(data).into());
     }
     let train_set = drawn(data.load(Split::Train)?, scale.train_images, 0);
-    let test_set = arguments.test_data.as_ref().unwrap_or(&data).load(Split::Test)?;
-    let test_set = test_set.take(scale.test_images.unwrap_or(usize::MAX));
+    let test_data = arguments.test_data.as_ref().unwrap_or(&data);
+    let test_set = test_data.load_part(Split::Test, scale.test_images.unwrap_or(usize::MAX))?;
     let images = [Images::of(&train_set), Images::of(&test_set)];
     if !images[0].fit(&images[1]) {
         return Err(ExperimentError::OtherImages.into());

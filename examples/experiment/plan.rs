@@ -30,6 +30,21 @@ pub(crate) struct Plan {
     /// What is compared.
     #[serde(rename = "row")]
     pub(crate) rows: Vec<Row>,
+    /// What is compared besides each row with the first.
+    #[serde(default, rename = "comparison")]
+    pub(crate) comparisons: Vec<Comparison>,
+}
+
+/// The runs of some rows, taken together, beside those of others.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Comparison {
+    /// What the table calls it.
+    pub(crate) name: String,
+    /// Names of rows.
+    pub(crate) rows: Vec<String>,
+    /// Names of the rows they are compared with.
+    pub(crate) beside: Vec<String>,
 }
 
 /// One row.
@@ -144,6 +159,10 @@ pub(crate) enum PlanError {
     Twice { row: String },
     #[error("row `{row}`: the list of seeds is empty, or has one of them twice")]
     Seeds { row: String },
+    #[error("comparison `{comparison}` names no row on one of its sides; give each at least one")]
+    OneSided { comparison: String },
+    #[error("comparison `{comparison}` names the row `{row}`, which the plan does not have")]
+    UnknownRow { comparison: String, row: String },
 }
 
 /// Reads a plan or a scale.
@@ -157,7 +176,7 @@ pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<T, PlanError> {
 impl Plan {
     /// # Errors
     ///
-    /// If there is no row, or two have one name.
+    /// If there is no row, two have one name, or a comparison names none or one that is not there.
     pub(crate) fn check(&self) -> Result<(), PlanError> {
         if self.rows.is_empty() {
             return Err(PlanError::Nothing { place: "plan", field: "row" });
@@ -165,8 +184,22 @@ impl Plan {
         let twice = self.rows.iter().enumerate().find(|(i, row)| {
             self.rows[..*i].iter().any(|earlier| earlier.file_name() == row.file_name())
         });
-        match twice {
-            Some((_, row)) => Err(PlanError::Twice { row: row.name.clone() }),
+        if let Some((_, row)) = twice {
+            return Err(PlanError::Twice { row: row.name.clone() });
+        }
+        self.comparisons.iter().try_for_each(|comparison| comparison.check(&self.rows))
+    }
+}
+
+impl Comparison {
+    fn check(&self, rows: &[Row]) -> Result<(), PlanError> {
+        let comparison = || self.name.clone();
+        if self.rows.is_empty() || self.beside.is_empty() {
+            return Err(PlanError::OneSided { comparison: comparison() });
+        }
+        let is_known = |name: &&String| rows.iter().any(|row| row.name == **name);
+        match self.rows.iter().chain(&self.beside).find(|name| !is_known(name)) {
+            Some(row) => Err(PlanError::UnknownRow { comparison: comparison(), row: row.clone() }),
             None => Ok(()),
         }
     }

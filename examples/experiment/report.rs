@@ -1,5 +1,5 @@
-//! What came of the rows: means and spread over seeds, and the distance from the first row beside its
-//! noise.
+//! What came of the rows: means and spread over seeds, and the distance from the first row, or from
+//! those that the plan names, beside its noise.
 
 use crate::{
     Arguments, ExperimentError, Failure,
@@ -9,9 +9,9 @@ use crate::{
         spread::{deviation, mean, percent},
     },
     job::{Job, Marks, Outcome, Worst},
-    plan::{Plan, Scale},
+    plan::{Comparison, Plan, Scale},
 };
-use sat::train::data::DataSpec;
+use sat::{attack::Flag, train::data::DataSpec};
 use serde::Serialize;
 use std::{fmt::Write, path::Path};
 
@@ -28,7 +28,7 @@ struct Spread {
     deviation: Option<f64>,
 }
 
-/// What a difference from the first row says.
+/// What a difference says.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Verdict {
@@ -38,7 +38,7 @@ enum Verdict {
     Null,
 }
 
-/// The mean of a row less that of the first row.
+/// The mean of some runs less that of those they are compared with.
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Difference {
     value: f64,
@@ -70,6 +70,32 @@ struct RowReport<'a> {
     overfitted: usize,
     train_seconds: f64,
     runs: Vec<&'a Outcome>,
+    attacked: Vec<Attacked<'a>>,
+}
+
+/// A seed under AutoAttack.
+#[derive(Serialize)]
+struct Attacked<'a> {
+    seed: u64,
+    robust: &'a Marks,
+    flags: &'a [Flag],
+}
+
+/// A comparison of the plan; nothing where a row of it is not finished.
+#[derive(Serialize)]
+struct ComparisonReport<'a> {
+    comparison: &'a str,
+    clean: Option<Difference>,
+    robust: Option<Difference>,
+    autoattack: Option<Difference>,
+}
+
+/// By what the images of a run were marked.
+#[derive(Clone, Copy)]
+enum Test {
+    Clean,
+    Pgd,
+    AutoAttack,
 }
 
 /// A row with what its seeds have reached.
@@ -107,11 +133,8 @@ pub(crate) fn report(
         }
     }
     let Some(any) = finished.first() else { return Err(ExperimentError::Nothing.into()) };
-    // Without the plan's first row there is nothing to compare with.
-    let first = finished.iter().find(|row| row.row == plan.rows[0].name);
-    let (clean, robust) = (|o: &Outcome| o.clean.clone(), |o: &Outcome| o.robust.clone());
-    let pooled = |marks: fn(&Outcome) -> Marks| pooled_deviation(&finished, marks);
-    let (clean_noise, robust_noise) = (pooled(clean), pooled(robust));
+    let noise = |test| pooled_deviation(&finished, test);
+    let first = std::slice::from_ref(&plan.rows[0].name);
     let size = [jobs[0].test_set.height(), jobs[0].test_set.width()];
     let rows: Vec<RowReport<'_>> = finished
         .iter()
@@ -120,23 +143,22 @@ pub(crate) fn report(
             let withstood: Vec<f64> = held_out.iter().map(|of| of.pgd_accuracy).collect();
             let gaps: Vec<f64> =
                 held_out.iter().map(|of| of.fgsm_accuracy - of.pgd_accuracy).collect();
-            let difference = |marks: fn(&Outcome) -> Marks, noise: Option<f64>| {
-                let (first, noise) = (first.filter(|first| first.row != row.row)?, noise?);
-                Some(Difference::between(&row.marks(marks), &first.marks(marks), noise))
+            let marks = |test| means(&row.marks(test));
+            let difference = |test| {
+                let another = row.row != first[0];
+                another.then(|| difference(&finished, &[row.row], first, test)).flatten()
             };
             RowReport {
                 row: row.row,
                 seeds: row.outcomes.iter().map(|o| o.setting.recipe.seed).collect(),
                 seed_count: row.outcomes.len(),
                 macs: row.outcomes[0].setting.network.cost(size, jobs[0].device).macs,
-                clean: Spread::of(&means(&row.marks(clean))),
-                robust: Spread::of(&means(&row.marks(robust))),
-                autoattack: (!row.worst.is_empty()).then(|| {
-                    Spread::of(&row.worst.iter().map(|w| w.robust.mean()).collect::<Vec<_>>())
-                }),
+                clean: Spread::of(&marks(Test::Clean)),
+                robust: Spread::of(&marks(Test::Pgd)),
+                autoattack: (!row.worst.is_empty()).then(|| Spread::of(&marks(Test::AutoAttack))),
                 autoattack_seeds: row.worst.len(),
-                clean_difference: difference(clean, clean_noise),
-                robust_difference: difference(robust, robust_noise),
+                clean_difference: difference(Test::Clean),
+                robust_difference: difference(Test::Pgd),
                 held_out: (!withstood.is_empty()).then(|| Spread::of(&withstood)),
                 fgsm_gap: (!gaps.is_empty()).then(|| mean(&gaps)),
                 overfitted: row.outcomes.iter().filter(|o| !o.overfitted.is_empty()).count(),
@@ -144,9 +166,12 @@ pub(crate) fn report(
                     &row.outcomes.iter().map(|o| o.train_seconds).collect::<Vec<_>>(),
                 ),
                 runs: row.outcomes.iter().collect(),
+                attacked: row.worst.iter().map(Attacked::of).collect(),
             }
         })
         .collect();
+    let comparisons: Vec<ComparisonReport<'_>> =
+        plan.comparisons.iter().map(|asked| ComparisonReport::of(asked, &finished)).collect();
 
     let setting = &any.outcomes[0].setting;
     let content = serde_json::json!({
@@ -164,8 +189,13 @@ pub(crate) fn report(
         "test_images": setting.test_images,
         "pgd_steps": scale.pgd_steps,
         "autoattack_images": attacked,
-        "seed_deviation": { "clean": clean_noise, "robust": robust_noise },
+        "seed_deviation": {
+            "clean": noise(Test::Clean),
+            "robust": noise(Test::Pgd),
+            "autoattack": noise(Test::AutoAttack),
+        },
         "rows": rows,
+        "comparisons": comparisons,
     });
     let plot = format!("{name}.png");
     let points: Vec<RowPoints> = rows
@@ -179,7 +209,10 @@ pub(crate) fn report(
     let label = format!("accuracy under PGD-{} (%)", scale.pgd_steps);
     rows_plot(&out.join(&plot), &plan.title, &label, &points)?;
     write(&out.join("report.json"), &serde_json::to_vec_pretty(&content)?)?;
-    let table = table(&rows, scale)?;
+    let mut table = table(&rows, scale)?;
+    if !comparisons.is_empty() {
+        write!(table, "\n{}", comparison_table(&comparisons, scale)?)?;
+    }
     println!("{table}");
     write(
         &out.join("report.md"),
@@ -198,18 +231,7 @@ fn table(rows: &[RowReport<'_>], scale: &Scale) -> Result<String, std::fmt::Erro
     )?;
     writeln!(text, "|---|--:|--:|--:|--:|--:|--:|---|--:|--:|--:|")?;
     for row in rows {
-        let distance = |difference: Option<Difference>| match difference {
-            None => String::new(),
-            Some(Difference { value, error, .. }) => {
-                format!("{:+.1} ± {:.1}", 100.0 * value, 100.0 * error)
-            }
-        };
-        let verdict = match row.robust_difference.map(|difference| difference.verdict) {
-            None => "",
-            Some(Verdict::Above) => "above",
-            Some(Verdict::Below) => "below",
-            Some(Verdict::Null) => "null",
-        };
+        let verdict = verdict(row.robust_difference);
         let gap = row.fgsm_gap.map(|gap| format!("{:.1}", 100.0 * gap)).unwrap_or_default();
         let watch = match row.overfitted {
             0 => String::new(),
@@ -232,10 +254,105 @@ fn table(rows: &[RowReport<'_>], scale: &Scale) -> Result<String, std::fmt::Erro
     Ok(text)
 }
 
-impl Finished<'_> {
-    fn marks(&self, marks: fn(&Outcome) -> Marks) -> Vec<Marks> {
-        self.outcomes.iter().map(marks).collect()
+/// The plan's comparisons as a Markdown table, in points.
+fn comparison_table(
+    comparisons: &[ComparisonReport<'_>],
+    scale: &Scale,
+) -> Result<String, std::fmt::Error> {
+    let mut text = String::new();
+    let steps = scale.pgd_steps;
+    writeln!(
+        text,
+        "| comparison | clean | that is | PGD-{steps} | that is | AutoAttack | that is |"
+    )?;
+    writeln!(text, "|---|--:|---|--:|---|--:|---|")?;
+    for ComparisonReport { comparison, clean, robust, autoattack } in comparisons {
+        let cell = |of: &Option<Difference>| format!("{} | {}", distance(*of), verdict(*of));
+        writeln!(
+            text,
+            "| {comparison} | {} | {} | {} |",
+            cell(clean),
+            cell(robust),
+            cell(autoattack)
+        )?;
     }
+    Ok(text)
+}
+
+/// A difference in points.
+fn distance(difference: Option<Difference>) -> String {
+    difference.map_or(String::new(), |Difference { value, error, .. }| {
+        format!("{:+.1} ± {:.1}", 100.0 * value, 100.0 * error)
+    })
+}
+
+fn verdict(difference: Option<Difference>) -> &'static str {
+    match difference.map(|difference| difference.verdict) {
+        None => "",
+        Some(Verdict::Above) => "above",
+        Some(Verdict::Below) => "below",
+        Some(Verdict::Null) => "null",
+    }
+}
+
+impl Finished<'_> {
+    fn marks(&self, test: Test) -> Vec<&Marks> {
+        match test {
+            Test::Clean => self.outcomes.iter().map(|outcome| &outcome.clean).collect(),
+            Test::Pgd => self.outcomes.iter().map(|outcome| &outcome.robust).collect(),
+            Test::AutoAttack => self.worst.iter().map(|worst| &worst.robust).collect(),
+        }
+    }
+}
+
+impl<'a> Attacked<'a> {
+    fn of(worst: &'a Worst) -> Self {
+        Self { seed: worst.seed(), robust: &worst.robust, flags: &worst.flags }
+    }
+}
+
+impl<'a> ComparisonReport<'a> {
+    fn of(asked: &'a Comparison, finished: &[Finished<'_>]) -> Self {
+        let difference = |test| difference(finished, &asked.rows, &asked.beside, test);
+        Self {
+            comparison: &asked.name,
+            clean: difference(Test::Clean),
+            robust: difference(Test::Pgd),
+            autoattack: difference(Test::AutoAttack),
+        }
+    }
+}
+
+/// Between the runs of some rows and those of others; none if one of the rows has no run, or if no row
+/// has two seeds that tell the noise.
+fn difference(
+    finished: &[Finished<'_>],
+    rows: &[impl AsRef<str>],
+    beside: &[impl AsRef<str>],
+    test: Test,
+) -> Option<Difference> {
+    let noise = pooled_deviation(finished, test)?;
+    let row = marks_of(finished, rows, test)?;
+    let beside = marks_of(finished, beside, test)?;
+    Some(Difference::between(&row, &beside, noise))
+}
+
+/// Those of all runs of the rows; none if one of the rows has no run.
+fn marks_of<'a>(
+    finished: &'a [Finished<'_>],
+    rows: &[impl AsRef<str>],
+    test: Test,
+) -> Option<Vec<&'a Marks>> {
+    let mut marks = Vec::new();
+    for name in rows {
+        let row = finished.iter().find(|row| row.row == name.as_ref())?;
+        let runs = row.marks(test);
+        if runs.is_empty() {
+            return None;
+        }
+        marks.extend(runs);
+    }
+    Some(marks)
 }
 
 impl Spread {
@@ -251,7 +368,7 @@ impl Spread {
 impl Difference {
     /// `noise` is the standard deviation of one seed. The images add the variance of the difference
     /// that each of them makes, which is smaller than that of two independent sets.
-    fn between(row: &[Marks], first: &[Marks], noise: f64) -> Self {
+    fn between(row: &[&Marks], first: &[&Marks], noise: f64) -> Self {
         let value = mean(&means(row)) - mean(&means(first));
         let images: Vec<f64> =
             per_image(row).iter().zip(per_image(first)).map(|(a, b)| a - b).collect();
@@ -268,9 +385,8 @@ impl Difference {
 }
 
 /// The standard deviation of one seed, from all rows that have several.
-fn pooled_deviation(rows: &[Finished<'_>], marks: fn(&Outcome) -> Marks) -> Option<f64> {
-    let several =
-        || rows.iter().map(|row| means(&row.marks(marks))).filter(|seeds| seeds.len() > 1);
+fn pooled_deviation(rows: &[Finished<'_>], test: Test) -> Option<f64> {
+    let several = || rows.iter().map(|row| means(&row.marks(test))).filter(|seeds| seeds.len() > 1);
     let degrees: usize = several().map(|seeds| seeds.len() - 1).sum();
     let squares: f64 =
         several().map(|seeds| deviation(&seeds).powi(2) * (seeds.len() - 1) as f64).sum();
@@ -278,12 +394,12 @@ fn pooled_deviation(rows: &[Finished<'_>], marks: fn(&Outcome) -> Marks) -> Opti
 }
 
 /// The share of each seed.
-fn means(seeds: &[Marks]) -> Vec<f64> {
-    seeds.iter().map(Marks::mean).collect()
+fn means(seeds: &[&Marks]) -> Vec<f64> {
+    seeds.iter().map(|marks| marks.mean()).collect()
 }
 
 /// For each image, the share of seeds that get it right.
-fn per_image(seeds: &[Marks]) -> Vec<f64> {
+fn per_image(seeds: &[&Marks]) -> Vec<f64> {
     let mut shares = vec![0.0; seeds.first().map_or(0, |marks| marks.iter().len())];
     for marks in seeds {
         for (share, mark) in shares.iter_mut().zip(marks.iter()) {
