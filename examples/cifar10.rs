@@ -10,18 +10,19 @@ use burn::module::Module;
 use clap::Parser;
 use common::{
     grid::attacked_images,
-    output::{check_writable, write},
+    output::{check_free, check_writable, write},
     plot::{Axis, Series, accuracy_plot},
     progress::train_with_bar,
+    recorded, replace_attack,
     sets::train_and_test,
     stop::{self, Stopped},
 };
 use sat::{
     attack::{Pgd, Report, ThreatModel, Victim, evaluate},
     core::{ActivationConfig, device::DeviceName},
-    models::{ModelName, network_metadata, save_safetensors},
+    models::{ModelName, save_safetensors},
     train::{
-        Checkpoints, EpochSummary, Normalized, Recipe, Start,
+        Checkpoints, EpochSummary, Normalized, Recipe, Start, TrainingAttack,
         data::{DataSpec, ImageSet},
     },
 };
@@ -45,7 +46,8 @@ struct Arguments {
     /// A recipe, .toml or .json; examples/recipes/cifar10.toml by default.
     #[arg(long)]
     recipe: Option<PathBuf>,
-    /// In place of the recipe's passes over the training images.
+    /// In place of the recipe's passes over the training images; warm-up and milestones of its schedule
+    /// are stretched along.
     #[arg(long)]
     epochs: Option<usize>,
     /// In place of the recipe's images per update.
@@ -54,12 +56,17 @@ struct Arguments {
     /// In place of the recipe's seed; also of the initial weights.
     #[arg(long)]
     seed: Option<u64>,
-    /// In place of the recipe's eps, for images in [0, 1].
-    #[arg(long, value_parser = common::eps)]
+    /// In place of the recipe's eps, for images in [0, 1]. The step size is then --step-size, or
+    /// follows from eps and the number of steps.
+    #[arg(long, value_parser = common::eps, allow_hyphen_values = true)]
     eps: Option<f64>,
-    /// In place of the recipe's gradient steps of the attack.
+    /// In place of the recipe's gradient steps of the attack; 0 trains on clean images. The step size
+    /// is then --step-size, or eps for one step and 2.5 eps / steps for several.
     #[arg(long)]
     attack_steps: Option<usize>,
+    /// In place of the recipe's length of a step, for images in [0, 1].
+    #[arg(long, value_parser = common::eps, allow_hyphen_values = true)]
+    step_size: Option<f64>,
     /// The network: resnet18_cifar, resnet20, ...
     #[arg(long, default_value = "resnet18_cifar")]
     model: ModelName,
@@ -86,13 +93,6 @@ struct Arguments {
     out: PathBuf,
 }
 
-/// What can go wrong besides the libraries' own errors.
-#[derive(Debug, thiserror::Error)]
-enum Cifar10Error {
-    #[error("the recipe has no [attack], which --eps and --attack-steps change")]
-    NoAttack,
-}
-
 type Failure = Box<dyn std::error::Error>;
 
 fn main() -> ExitCode {
@@ -107,6 +107,9 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     let device = arguments.device.open()?;
     let file = |name: &str| arguments.out.join(name);
     let weights = file("model.safetensors");
+    if !arguments.resume {
+        check_free(&weights)?;
+    }
     let results = ["report.json", "report.md", "accuracy_vs_eps.png", "training.png", PICTURE];
     for path in results.map(file).iter().chain([&weights]) {
         check_writable(path)?;
@@ -136,8 +139,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     let place = Some((&checkpoints, start));
     let trained = train_with_bar(model, &recipe, &train_set, &training_device, place)?;
     let model = trained.result();
-    let mut metadata = network_metadata(&config);
-    metadata.extend(common::normalization_metadata(model.statistics()));
+    let metadata = recorded::metadata(&config, model.statistics(), None);
     save_safetensors(&model.model, &weights, &metadata)?;
 
     let victim = Victim::new(&model.valid());
@@ -147,33 +149,20 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         let report = evaluate(&victim, &attack, batches, threat, |_| stop::requested())?;
         if report.complete { Ok(report) } else { Err(Stopped.into()) }
     };
-    let threat = recipe.attack.clone().unwrap_or_default().threat();
+    // A network that was trained on clean images is tested like the others.
+    let usual = TrainingAttack::default();
+    let attack = recipe.attack.as_ref().unwrap_or(&usual);
+    let eps = arguments.eps.unwrap_or(attack.eps);
+    let threat = ThreatModel::new(attack.norm, eps);
     let report = under(&test_set, &threat)?;
     let few = test_set.clone().take(PLOT_IMAGES);
-    let eps = recipe.attack.clone().unwrap_or_default().eps;
     let mut curve = Vec::new();
-    for factor in PLOT_FACTORS {
+    // At eps 0 there is nothing to plot against.
+    for factor in PLOT_FACTORS.iter().filter(|_| eps > 0.0) {
         let threat = ThreatModel::new(threat.norm, factor * eps);
         curve.push((factor * eps, under(&few, &threat)?.robust_accuracy()));
     }
     let name = format!("{}, {}", arguments.model, arguments.activation);
-    let title = format!("trained at eps {eps:.4}, PGD-{TEST_STEPS}, {} images", few.len());
-    let (sizes, accuracy) = curve.iter().copied().unzip();
-    let against_eps = [Series { name: name.clone(), x: sizes, accuracy }];
-    accuracy_plot(&file("accuracy_vs_eps.png"), &title, Axis::Eps, &against_eps)?;
-    let history = &trained.progress.history;
-    accuracy_plot(&file("training.png"), &name, Axis::Epoch, &training_curves(history))?;
-    let title = format!("PGD-{TEST_STEPS} at eps {eps:.4}");
-    let attack = Pgd::default().steps(TEST_STEPS);
-    let models = [(name.clone(), victim.clone())];
-    attacked_images(
-        &file(PICTURE),
-        &title,
-        (&test_set, &device),
-        &attack,
-        (threat.norm, eps),
-        &models,
-    )?;
 
     let command: Vec<String> = std::env::args().collect();
     let content = json!({
@@ -221,6 +210,23 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         recipe.to_toml()
     );
     write(&file("report.md"), text.as_bytes())?;
+
+    let history = &trained.progress.history;
+    accuracy_plot(&file("training.png"), &name, Axis::Epoch, &training_curves(history))?;
+    if eps > 0.0 {
+        let title = format!("trained at eps {eps:.4}, PGD-{TEST_STEPS}, {} images", few.len());
+        let (sizes, accuracy) = curve.iter().copied().unzip();
+        let against_eps = [Series { name: name.clone(), x: sizes, accuracy }];
+        accuracy_plot(&file("accuracy_vs_eps.png"), &title, Axis::Eps, &against_eps)?;
+        attacked_images(
+            &file(PICTURE),
+            &format!("PGD-{TEST_STEPS} at eps {eps:.4}"),
+            (&test_set, &device),
+            &Pgd::default().steps(TEST_STEPS),
+            (threat.norm, eps),
+            &[(name, victim.clone())],
+        )?;
+    }
     checkpoints.clear()?;
     Ok(())
 }
@@ -248,14 +254,13 @@ fn recipe(arguments: &Arguments) -> Result<Recipe, Failure> {
         Some(path) => Recipe::read(path)?,
         None => Recipe::from_toml(RECIPE)?,
     };
-    recipe.epochs = arguments.epochs.unwrap_or(recipe.epochs);
+    if let Some(epochs) = arguments.epochs {
+        recipe = recipe.with_epochs(epochs);
+    }
     recipe.batch_size = arguments.batch_size.unwrap_or(recipe.batch_size);
     recipe.seed = arguments.seed.unwrap_or(recipe.seed);
-    if arguments.eps.is_some() || arguments.attack_steps.is_some() {
-        let attack = recipe.attack.as_mut().ok_or(Cifar10Error::NoAttack)?;
-        attack.eps = arguments.eps.unwrap_or(attack.eps);
-        attack.steps = arguments.attack_steps.unwrap_or(attack.steps);
-    }
+    let Arguments { eps, attack_steps, step_size, .. } = *arguments;
+    replace_attack(&mut recipe, eps, attack_steps, step_size)?;
     recipe.validate()?;
     Ok(recipe)
 }

@@ -9,7 +9,10 @@ mod common;
 
 use burn::tensor::Tensor;
 use clap::{ArgAction, Parser, ValueEnum};
-use common::output::{check_writable, write};
+use common::{
+    output::{check_writable, write},
+    recorded::{Recorded, Statistics},
+};
 use indicatif::{ProgressBar, ProgressStyle};
 use sat::{
     attack::{
@@ -18,7 +21,7 @@ use sat::{
         Restarts, SampleRecord, Square, StageReport, ThreatModel, Victim, eps_sweep, minimal_norm,
     },
     core::{ActivationConfig, Gradient, device::DeviceName},
-    models::{ModelName, NetworkConfig, load_safetensors, read_network},
+    models::{ModelName, NetworkConfig, load_weights},
     train::data::{DataSpec, ImageSet, Split},
 };
 use serde::Serialize;
@@ -36,7 +39,7 @@ struct Arguments {
     /// describes.
     #[arg(long)]
     activation: Option<ActivationConfig>,
-    /// A safetensors file with PyTorch's names.
+    /// A safetensors file with PyTorch's names, or a PyTorch checkpoint.
     #[arg(long)]
     weights: PathBuf,
     /// The images: cifar10-bin:FILE, cifar10:DIR, fashion-mnist:DIR, mnist:DIR or
@@ -279,24 +282,22 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         check_writable(path)?;
     }
     let device = arguments.device.open()?;
-    let mut data = arguments.data.load(Split::Test)?;
-    if let Some(limit) = arguments.limit {
-        data = data.take(limit);
-    }
-    let (name, network) = network(arguments, &data)?;
+    let data = arguments.data.load_part(Split::Test, arguments.limit.unwrap_or(usize::MAX))?;
+    let recorded = Recorded::of(&arguments.weights)?;
+    let (name, network) = network(arguments, &recorded, &data)?;
     let activation = network.activation().clone();
-    let model = load_safetensors(network.init(0, &device), &arguments.weights)?;
+    let model = load_weights(network.init(0, &device), &arguments.weights)?;
     let bytes = fs::read(&arguments.weights)
         .map_err(|source| EvaluateError::Read { path: arguments.weights.clone(), source })?;
     let mut victim = Victim::new(&model);
-    let normalization = normalization(arguments)?;
+    let normalization = normalization(arguments, recorded);
     if let Some((mean, std)) = &normalization {
         victim = victim.normalize(mean, std)?;
     }
     let mut twin = None;
     if activation.gradient != Gradient::Own && arguments.gradients == GradientsName::Both {
         let own = network.clone().with_activation(activation.clone().with_gradient(Gradient::Own));
-        twin = Some(load_safetensors(own.init(0, &device), &arguments.weights)?);
+        twin = Some(load_weights(own.init(0, &device), &arguments.weights)?);
     }
     if let Some(twin) = &twin {
         let mut twin = Victim::new(twin);
@@ -591,15 +592,20 @@ fn finish(arguments: &Arguments, attack: impl Attack + 'static) -> Box<dyn Attac
 
 /// The normalisation in front of the network: that of the command line, else of the weights file,
 /// else none.
-fn normalization(arguments: &Arguments) -> Result<Option<common::Statistics>, Failure> {
-    if !arguments.mean.is_empty() {
-        return Ok(Some((arguments.mean.clone(), arguments.std.clone())));
+fn normalization(arguments: &Arguments, recorded: Recorded) -> Option<Statistics> {
+    if arguments.mean.is_empty() {
+        recorded.normalization
+    } else {
+        Some((arguments.mean.clone(), arguments.std.clone()))
     }
-    common::recorded_normalization(&arguments.weights)
 }
 
 /// The network of the command line, else the one the weights file describes; with its name.
-fn network(arguments: &Arguments, data: &ImageSet) -> Result<(String, NetworkConfig), Failure> {
+fn network(
+    arguments: &Arguments,
+    recorded: &Recorded,
+    data: &ImageSet,
+) -> Result<(String, NetworkConfig), Failure> {
     if let Some(name) = arguments.model {
         let activation = arguments.activation.clone().ok_or(EvaluateError::NoActivation)?;
         // The names stand for RGB images and ten classes; the data may have others.
@@ -611,7 +617,8 @@ fn network(arguments: &Arguments, data: &ImageSet) -> Result<(String, NetworkCon
         return Ok((name.to_string(), network));
     }
     let path = &arguments.weights;
-    let network = read_network(path)?.ok_or_else(|| EvaluateError::Unnamed(path.clone()))?;
+    let unnamed = || EvaluateError::Unnamed(path.clone());
+    let network = recorded.network.clone().ok_or_else(unnamed)?;
     if (network.input_channels(), network.classes()) != (data.channels(), data.classes()) {
         return Err(EvaluateError::OtherData {
             path: path.clone(),

@@ -1,7 +1,7 @@
 //! Adversarial training and evaluation on a folder of photographs, such as ImageNet.
 //!
 //! ```text
-//! cargo run --release --example imagenet -- train --data imagenet --model resnet50 --activation silu --device cuda
+//! cargo run --release --features cuda --example imagenet -- train --data imagenet --model resnet50 --device cuda
 //! cargo run --release --example imagenet -- evaluate --data imagenet --model efficientnet_lite0 --weights W.pth
 //! ```
 //!
@@ -13,14 +13,17 @@ mod common;
 use burn::tensor::{Device, Tensor};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use common::{
-    output::{check_writable, write},
-    stop,
+    output::{check_free, check_writable, write},
+    progress::train_under_bar,
+    recorded::{self, Recorded},
+    replace_attack,
+    stop::{self, Stopped},
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use sat::{
     attack::{Identity, Pgd, Report, ThreatModel, Victim, evaluate},
     core::{ActivationConfig, device::DeviceName},
-    models::{Model, ModelName, NetworkConfig, load_weights, network_metadata, save_safetensors},
+    models::{self, Model, ModelName, NetworkConfig, load_weights, save_safetensors},
     train::{
         Checkpoints, EpochSummary, Normalized, Recipe, Start,
         data::{BrokenImage, EvaluateTransform, ImageFolder, LoaderConfig, Photographs, Transform},
@@ -56,22 +59,28 @@ struct Common {
     /// A folder with train/<class>/ and val/<class>/ folders of photographs, or with the class folders.
     #[arg(long)]
     data: PathBuf,
-    /// The network, such as resnet50 or efficientnet_lite0.
+    /// The network, such as resnet50 or efficientnet_lite0. By default the one that the weights file
+    /// describes.
     #[arg(long)]
-    model: ModelName,
-    /// The activation, such as silu; by default the network's own.
+    model: Option<ModelName>,
+    /// Padding and normalisation of an EfficientNet. By default those of the paper to train one from
+    /// random weights, else TensorFlow's.
+    #[arg(long, value_enum)]
+    conventions: Option<Conventions>,
+    /// The activation, such as silu; by default that of the weights file, else the network's own.
     #[arg(long)]
     #[serde(serialize_with = "as_text")]
     activation: Option<ActivationConfig>,
-    /// Weights to start from or to evaluate: safetensors or PyTorch. Model, activation and
-    /// normalisation must be those they were trained with.
+    /// Weights to start from or to evaluate: safetensors or PyTorch. A file of this program knows its
+    /// network, activation, normalisation and resolution; for others they must be those of its training.
     #[arg(long)]
     weights: Option<PathBuf>,
-    /// The normalisation in front of the network. By default `lite` for EfficientNet-Lite, else
-    /// `plus-minus-one`.
+    /// The normalisation in front of the network. By default that of the weights file, else `lite` for
+    /// EfficientNet-Lite and `plus-minus-one` for all others.
     #[arg(long, value_enum)]
     normalization: Option<Normalization>,
-    /// Height and width of the images in pixels. By default what the network is made for.
+    /// Height and width of the images in pixels. By default those of the weights file, else what the
+    /// network is made for.
     #[arg(long)]
     resolution: Option<u32>,
     /// Images at a time: in training in place of the recipe's, else 32.
@@ -80,8 +89,8 @@ struct Common {
     /// Use so many photographs, spread evenly over the classes.
     #[arg(long, value_parser = positive)]
     limit: Option<usize>,
-    /// The largest change of a pixel, for images in [0, 1]: in training in place of the recipe's, else
-    /// 4/255.
+    /// The largest change of a pixel, for images in [0, 1]: in training in place of the recipe's (the
+    /// step size is then --step-size or follows from it), else 4/255.
     #[arg(long, value_parser = common::eps, allow_hyphen_values = true)]
     eps: Option<f64>,
     /// What a photograph does that cannot be decoded.
@@ -106,7 +115,8 @@ struct Train {
     /// A recipe, .toml or .json; examples/recipes/imagenet-resnet.toml by default.
     #[arg(long)]
     recipe: Option<PathBuf>,
-    /// In place of the recipe's passes over the photographs.
+    /// In place of the recipe's passes over the photographs; warm-up and milestones of its schedule are
+    /// stretched along.
     #[arg(long, value_parser = positive)]
     epochs: Option<usize>,
     /// Stop after so many steps, within an epoch or not.
@@ -116,9 +126,13 @@ struct Train {
     /// the size of the batch.
     #[arg(long)]
     lr: Option<f64>,
-    /// In place of the recipe's gradient steps of the attack; 0 trains on clean images.
+    /// In place of the recipe's gradient steps of the attack; 0 trains on clean images. The step size
+    /// is then --step-size, or eps for one step and 2.5 eps / steps for several.
     #[arg(long)]
     attack_steps: Option<usize>,
+    /// In place of the recipe's length of a step, for images in [0, 1].
+    #[arg(long, value_parser = common::eps, allow_hyphen_values = true)]
+    step_size: Option<f64>,
     /// Go on with the run in the folder of --out that was stopped.
     #[arg(long)]
     resume: bool,
@@ -134,6 +148,18 @@ struct Evaluate {
     /// Length of a step; 2.5 eps / steps by default.
     #[arg(long, value_parser = common::eps, allow_hyphen_values = true)]
     step_size: Option<f64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[value(rename_all = "kebab-case")]
+enum Conventions {
+    /// SAME padding, BatchNorm with an epsilon of 1e-3 and a momentum of 0.01.
+    Tensorflow,
+    /// Symmetric padding, BatchNorm with an epsilon of 1e-5 and a momentum of 0.1.
+    Torchvision,
+    /// SAME padding, BatchNorm with an epsilon of 1e-5 and a momentum of 0.1, as in arXiv 2006.14536.
+    Paper,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
@@ -171,7 +197,7 @@ fn as_text<S: serde::Serializer>(value: &Option<impl ToString>, to: S) -> Result
     value.as_ref().map(ToString::to_string).serialize(to)
 }
 
-/// What a run leaves in `report.json`.
+/// What a training leaves in `training.json`, an evaluation in `evaluation.json`.
 #[derive(Serialize)]
 struct RunReport<'a, A: Serialize, R: Serialize> {
     command: Vec<String>,
@@ -201,8 +227,17 @@ struct Training {
 
 #[derive(Debug, thiserror::Error)]
 enum ImageNetError {
-    #[error("the recipe has no [attack], which --eps and --attack-steps change")]
-    NoAttack,
+    #[error("the weights file does not say which network it is for; give --model")]
+    NoModel,
+    #[error(
+        "{} is for another network than --model names; leave --model out to take the file's",
+        .0.display()
+    )]
+    OtherModel(PathBuf),
+    #[error("--conventions are of EfficientNets from a --model name")]
+    NoConventions,
+    #[error("the weights file does not say for which resolution it is; give --resolution")]
+    NoResolution,
     #[error("--batch 1 has no batch statistics to train with; give at least 2")]
     OneImage,
     #[error("evaluation needs --weights")]
@@ -239,16 +274,60 @@ impl Common {
         Ok((folder, used))
     }
 
-    fn network(&self, classes: usize) -> NetworkConfig {
-        let network = self.model.config().with_classes(classes);
-        match &self.activation {
+    /// What the weights file says of itself.
+    fn recorded(&self) -> Result<Recorded, Failure> {
+        self.weights.as_deref().map_or_else(|| Ok(Recorded::default()), Recorded::of)
+    }
+
+    fn network(&self, recorded: &Recorded, classes: usize) -> Result<NetworkConfig, Failure> {
+        let named = self.model.map(|name| self.named(name)).transpose()?;
+        let network = match (&recorded.network, named) {
+            (None, None) => return Err(ImageNetError::NoModel.into()),
+            (None, Some(named)) => named,
+            (Some(_), None) if self.conventions.is_some() => {
+                return Err(ImageNetError::NoConventions.into());
+            }
+            (Some(recorded), None) => recorded.clone(),
+            (Some(recorded), Some(named)) => {
+                let named = named
+                    .with_classes(recorded.classes())
+                    .with_activation(recorded.activation().clone());
+                if named != *recorded {
+                    let path = self.weights.clone().unwrap_or_default();
+                    return Err(ImageNetError::OtherModel(path).into());
+                }
+                named
+            }
+        };
+        let network = network.with_classes(classes);
+        Ok(match &self.activation {
             Some(activation) => network.with_activation(activation.clone()),
             None => network,
+        })
+    }
+
+    /// The network of that name, by the conventions of the command line.
+    fn named(&self, name: ModelName) -> Result<NetworkConfig, ImageNetError> {
+        match (name.config(), self.conventions) {
+            (NetworkConfig::EfficientNet(config), Some(conventions)) => {
+                let conventions = match conventions {
+                    Conventions::Tensorflow => models::Conventions::TensorFlow,
+                    Conventions::Torchvision => models::Conventions::Torchvision,
+                    Conventions::Paper => models::Conventions::Paper,
+                };
+                Ok(config.with_conventions(conventions).into())
+            }
+            (NetworkConfig::EfficientNet(config), None) if self.weights.is_none() => {
+                Ok(config.with_conventions(models::Conventions::Paper).into())
+            }
+            (_, Some(_)) => Err(ImageNetError::NoConventions),
+            (network, None) => Ok(network),
         }
     }
 
     fn model(
         &self,
+        recorded: &Recorded,
         network: &NetworkConfig,
         seed: u64,
         device: &Device,
@@ -257,19 +336,22 @@ impl Common {
         if let Some(weights) = &self.weights {
             model = load_weights(model, weights)?;
         }
-        let lite = self.model.to_string().contains("lite");
-        let usual = if lite { Normalization::Lite } else { Normalization::PlusMinusOne };
-        let (mean, std) = match self.normalization.unwrap_or(usual) {
-            Normalization::PlusMinusOne => ([0.5; 3], [0.5; 3]),
-            Normalization::Lite => ([127.0 / 255.0; 3], [128.0 / 255.0; 3]),
-            Normalization::Imagenet => ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        let given = self.normalization.map(Normalization::statistics);
+        let (mean, std) = match given.or_else(|| recorded.normalization.clone()) {
+            Some(statistics) => statistics,
+            None if self.model.is_some_and(|name| name.to_string().contains("lite")) => {
+                Normalization::Lite.statistics()
+            }
+            None => Normalization::PlusMinusOne.statistics(),
         };
         Ok(Normalized::new(model, &mean, &std)?)
     }
 
-    fn resolution(&self) -> u32 {
+    fn resolution(&self, recorded: &Recorded) -> Result<u32, ImageNetError> {
         // Sides of the registry are a few hundred pixels.
-        self.resolution.unwrap_or(self.model.image_size()[0] as u32)
+        let made_for = self.model.map(|name| name.image_size()[0] as u32);
+        let known = self.resolution.or(recorded.resolution).or(made_for);
+        known.ok_or(ImageNetError::NoResolution)
     }
 
     fn broken(&self) -> BrokenImage {
@@ -278,9 +360,16 @@ impl Common {
             Broken::Skip => BrokenImage::Skip,
         }
     }
+}
 
-    fn report(&self) -> PathBuf {
-        self.out.join("report.json")
+impl Normalization {
+    fn statistics(self) -> common::recorded::Statistics {
+        let (mean, std) = match self {
+            Normalization::PlusMinusOne => ([0.5; 3], [0.5; 3]),
+            Normalization::Lite => ([127.0 / 255.0; 3], [128.0 / 255.0; 3]),
+            Normalization::Imagenet => ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        };
+        (mean.to_vec(), std.to_vec())
     }
 }
 
@@ -297,15 +386,11 @@ impl Train {
         let scale = batch as f64 / recipe.batch_size as f64;
         recipe.schedule = recipe.schedule.with_rate(rate * scale);
         recipe.batch_size = batch;
-        recipe.epochs = self.epochs.unwrap_or(recipe.epochs);
-        recipe.seed = common.seed.unwrap_or(recipe.seed);
-        if self.attack_steps == Some(0) {
-            recipe.attack = None;
-        } else if self.attack_steps.is_some() || common.eps.is_some() {
-            let attack = recipe.attack.as_mut().ok_or(ImageNetError::NoAttack)?;
-            attack.eps = common.eps.unwrap_or(attack.eps);
-            attack.steps = self.attack_steps.unwrap_or(attack.steps);
+        if let Some(epochs) = self.epochs {
+            recipe = recipe.with_epochs(epochs);
         }
+        recipe.seed = common.seed.unwrap_or(recipe.seed);
+        replace_attack(&mut recipe, common.eps, self.attack_steps, self.step_size)?;
         recipe.validate()?;
         Ok(recipe)
     }
@@ -315,41 +400,40 @@ fn train(arguments: &Train) -> Result<(), Failure> {
     let common = &arguments.common;
     let recipe = arguments.recipe()?;
     let (folder, used) = common.photographs("train")?;
-    let weights = common.out.join("weights.safetensors");
+    let file = |name: &str| common.out.join(name);
+    let (weights, training) = (file("weights.safetensors"), file("training.json"));
     if recipe.batch_size == 1 {
         return Err(ImageNetError::OneImage.into());
     }
-    for path in [&common.report(), &weights] {
+    if !arguments.resume {
+        check_free(&weights)?;
+    }
+    for path in [&training, &weights] {
         check_writable(path)?;
     }
     println!("{}", recipe.to_toml());
     let device = common.device.open()?.autodiff();
-    let network = common.network(folder.classes());
-    let model = common.model(&network, recipe.seed, &device)?;
+    let recorded = common.recorded()?;
+    let network = common.network(&recorded, folder.classes())?;
+    let resolution = common.resolution(&recorded)?;
+    let model = common.model(&recorded, &network, recipe.seed, &device)?;
     let (photographs, classes) = (used.len(), folder.classes());
-    let data = Photographs::new(folder, used, common.resolution(), common.broken());
-    let checkpoints = Checkpoints::open(common.out.join("checkpoints"))?;
+    let data = Photographs::new(folder, used, resolution, common.broken());
+    let checkpoints = Checkpoints::open(file("checkpoints"))?;
     let start = if arguments.resume { Start::Resume } else { Start::Fresh };
 
     let limit = arguments.steps.unwrap_or(usize::MAX);
-    let bar = bar(limit.min(u32::MAX as usize), "steps");
     let mut losses = Vec::new();
     let place = Some((&checkpoints, start));
-    let trained = sat::train::train(model, &recipe, &data, &device, place, |progress| {
+    let trained = train_under_bar(model, &recipe, &data, &device, place, |progress| {
         losses.push(progress.step_loss);
-        bar.set_length(progress.steps.min(limit) as u64);
-        bar.set_message(format!("loss {:.4}", progress.step_loss));
-        bar.set_position(progress.step as u64);
         if progress.step >= limit { ControlFlow::Break(()) } else { stop::requested() }
-    });
-    bar.finish_and_clear();
-    let trained = trained?;
+    })?;
 
     let finished = trained.is_finished();
     let model = trained.result();
     let progress = trained.progress;
-    let mut metadata = network_metadata(&network);
-    metadata.extend(common::normalization_metadata(model.statistics()));
+    let metadata = recorded::metadata(&network, model.statistics(), Some(resolution));
     save_safetensors(&model.model, &weights, &metadata)?;
     let images_per_second = (progress.step * recipe.batch_size) as f64 / progress.seconds;
     if let (Some(first), Some(last)) = (losses.first(), losses.last()) {
@@ -374,16 +458,16 @@ fn train(arguments: &Train) -> Result<(), Failure> {
         settings: arguments,
         photographs,
         classes,
-        resolution: common.resolution(),
+        resolution,
         complete: finished || progress.step >= limit,
         skipped: data.broken_files(),
         result,
     };
-    save(&common.report(), &report)?;
+    save(&training, &report)?;
     if finished {
         checkpoints.clear()?;
     }
-    Ok(())
+    if report.complete { Ok(()) } else { Err(Stopped.into()) }
 }
 
 fn measure(arguments: &Evaluate) -> Result<(), Failure> {
@@ -396,13 +480,17 @@ fn measure(arguments: &Evaluate) -> Result<(), Failure> {
         return Err(ImageNetError::EpsUnit(eps).into());
     }
     let (folder, used) = common.photographs("val")?;
-    check_writable(&common.report())?;
+    let evaluation = common.out.join("evaluation.json");
+    check_writable(&evaluation)?;
     let device = common.device.open()?;
     let seed = common.seed.unwrap_or(0);
-    let model = common.model(&common.network(folder.classes()), seed, &device)?;
+    let recorded = common.recorded()?;
+    let network = common.network(&recorded, folder.classes())?;
+    let resolution = common.resolution(&recorded)?;
+    let model = common.model(&recorded, &network, seed, &device)?;
     let victim = Victim::new(&model);
     let threat = ThreatModel::linf(eps);
-    let transform = EvaluateTransform::of_size(common.resolution());
+    let transform = EvaluateTransform::of_size(resolution);
     let config = LoaderConfig {
         batch_size: common.batch.unwrap_or(32),
         broken: common.broken(),
@@ -418,7 +506,7 @@ fn measure(arguments: &Evaluate) -> Result<(), Failure> {
             None::<(Tensor<4>, Vec<usize>)>
         }
     });
-    let bar = bar(used.len(), "photographs");
+    let bar = bar(used.len());
     let progress = |report: &Report| {
         bar.set_position(report.n as u64);
         bar.set_message(summary(report));
@@ -444,12 +532,13 @@ fn measure(arguments: &Evaluate) -> Result<(), Failure> {
         settings: arguments,
         photographs: used.len(),
         classes: folder.classes(),
-        resolution: common.resolution(),
+        resolution,
         complete: report.complete,
         skipped: loader.skipped().iter().map(ToString::to_string).collect(),
         result: report,
     };
-    save(&common.report(), &report)
+    save(&evaluation, &report)?;
+    if report.complete { Ok(()) } else { Err(Stopped.into()) }
 }
 
 fn summary(report: &Report) -> String {
@@ -468,12 +557,12 @@ fn save(path: &Path, report: &impl Serialize) -> Result<(), Failure> {
     Ok(())
 }
 
-fn bar(length: usize, what: &str) -> ProgressBar {
-    let bar = ProgressBar::new(length as u64);
-    let template =
-        format!("{{bar:30.green/white.dim}} {{pos}}/{{len}} {what}  {{msg}}  {{eta}} to go");
+fn bar(photographs: usize) -> ProgressBar {
+    let bar = ProgressBar::new(photographs as u64);
     // The template is a constant: one that fails shows the default bar.
-    if let Ok(style) = ProgressStyle::with_template(&template) {
+    if let Ok(style) = ProgressStyle::with_template(
+        "{bar:30.green/white.dim} {pos}/{len} photographs  {msg}  {eta} to go",
+    ) {
         bar.set_style(style.progress_chars("━━─"));
     }
     bar

@@ -12,17 +12,21 @@ use burn::{
     tensor::Device,
     train::{
         ExecutionStrategy, MetricEarlyStoppingStrategy, MultiDeviceOptim, StoppingCondition,
+        checkpoint::{
+            ComposedCheckpointingStrategy, KeepLastNCheckpoints, MetricCheckpointingStrategy,
+        },
         metric::store::{Aggregate, Direction, Split},
     },
 };
 use clap::Parser;
 use common::{
     output::{WriteError, check_writable, write},
+    recorded,
     sets::train_and_test,
 };
 use sat::{
     core::{ActivationConfig, device::DeviceName},
-    models::{ModelName, network_metadata, save_safetensors},
+    models::{ModelName, save_safetensors},
     train::{
         Normalized, Recipe,
         data::DataSpec,
@@ -44,7 +48,8 @@ struct Arguments {
     /// watched; without them the test images are, which then are no test of what they chose.
     #[arg(long)]
     recipe: Option<PathBuf>,
-    /// In place of the recipe's passes over the training images.
+    /// In place of the recipe's passes over the training images; warm-up and milestones of its schedule
+    /// are stretched along.
     #[arg(long)]
     epochs: Option<usize>,
     /// The network: resnet18_cifar, resnet20, ...
@@ -68,7 +73,8 @@ struct Arguments {
     /// On how many devices, each of which takes its share of every batch; a CPU stands in for several.
     #[arg(long, default_value = "1")]
     devices: NonZeroUsize,
-    /// Stop after so many epochs without a better accuracy under PGD-10.
+    /// Stop after so many epochs without a better accuracy under PGD-10. The weights are those of the
+    /// last epoch; those of the best are in the folder's `checkpoint`.
     #[arg(long)]
     patience: Option<NonZeroUsize>,
     /// Go on with the run in the folder of --out, after its last whole epoch.
@@ -109,7 +115,9 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         Some(path) => Recipe::read(path)?,
         None => Recipe::from_toml(RECIPE)?,
     };
-    recipe.epochs = arguments.epochs.unwrap_or(recipe.epochs);
+    if let Some(epochs) = arguments.epochs {
+        recipe = recipe.with_epochs(epochs);
+    }
     recipe.validate()?;
     let open = |number| arguments.device.open_number(number).map(Device::autodiff);
     let devices = (0..arguments.devices.get()).map(open).collect::<Result<Vec<_>, _>>()?;
@@ -132,6 +140,18 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     let learner = model.learner(images.steps());
     let mut training =
         model.training(&arguments.out, images, validation).with_default_checkpointers().summary();
+    // The last two, and the one that the early stopping looks for.
+    training = training.with_checkpointing_strategy(
+        ComposedCheckpointingStrategy::builder()
+            .add(KeepLastNCheckpoints::new(2))
+            .add(MetricCheckpointingStrategy::new(
+                &AdversarialMetric::new(Figure::RobustAccuracy),
+                Aggregate::Mean,
+                Direction::Highest,
+                Split::Valid,
+            ))
+            .build(),
+    );
     if epoch > 0 {
         training = training.checkpoint(epoch);
     }
@@ -158,8 +178,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         return Err(LearnerError::Stopped.into());
     }
     let trained = result.model.result();
-    let mut metadata = network_metadata(&config);
-    metadata.extend(common::normalization_metadata(trained.statistics()));
+    let metadata = recorded::metadata(&config, trained.statistics(), None);
     save_safetensors(&trained.model, &weights, &metadata)?;
     println!("weights in {}", weights.display());
     Ok(())

@@ -19,10 +19,7 @@ use common::{
 use sat::{
     attack::{Norm, Pgd, Report, ThreatModel, Victim, evaluate},
     core::{ActivationConfig, device::DeviceName},
-    models::{
-        ResNet, ResNetConfig, StageConfig, StemConfig, load_safetensors, network_metadata,
-        save_safetensors,
-    },
+    models::{ResNet, ResNetConfig, StageConfig, StemConfig, load_safetensors, save_safetensors},
     train::{
         Checkpoints, Normalized, Recipe, Schedule, Start, TrainingAttack,
         data::{ImageSet, Split, builtin_fashion_mnist},
@@ -310,8 +307,8 @@ impl Job<'_> {
             _ => {}
         }
         let (model, train_seconds) = self.train()?;
-        let mut metadata = network_metadata(&self.network.clone().into());
-        metadata.extend(common::normalization_metadata(model.statistics()));
+        let network = self.network.clone().into();
+        let metadata = common::recorded::metadata(&network, model.statistics(), None);
         save_safetensors(&model.model, self.weights(), &metadata)?;
         let started = Instant::now();
         let victim = Victim::new(&model);

@@ -12,6 +12,7 @@ use clap::Parser;
 use common::{
     output::{check_writable, write},
     plot::{Axis, Series, accuracy_plot},
+    recorded::Recorded,
     stop::{self, Stopped},
     surface::{Surface, surfaces},
 };
@@ -21,7 +22,7 @@ use sat::{
         evaluate,
     },
     core::device::DeviceName,
-    models::{load_safetensors, read_network},
+    models::load_weights,
     train::data::{DataSpec, ImageSet, Split},
 };
 use serde::Serialize;
@@ -149,7 +150,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     let file = |name: &str| arguments.out.join(name);
     check_writable(&file("report.json"))?;
     let device = arguments.device.open()?;
-    let data = arguments.data.load(Split::Test)?.take(arguments.limit);
+    let data = arguments.data.load_part(Split::Test, arguments.limit)?;
     if arguments.surface_image >= data.len() {
         let (given, images) = (arguments.surface_image, data.len());
         return Err(SanityError::NoSuchImage { given, images }.into());
@@ -157,10 +158,11 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     stop::on_ctrl_c()?;
     let mut victims = Vec::new();
     for (name, path) in &arguments.weights {
-        let network = read_network(path)?.ok_or_else(|| SanityError::Unnamed(path.clone()))?;
-        let model = load_safetensors(network.init(0, &device), path)?;
+        let recorded = Recorded::of(path)?;
+        let network = recorded.network.ok_or_else(|| SanityError::Unnamed(path.clone()))?;
+        let model = load_weights(network.init(0, &device), path)?;
         let mut victim = Victim::new(&model);
-        if let Some((mean, std)) = common::recorded_normalization(path)? {
+        if let Some((mean, std)) = recorded.normalization {
             victim = victim.normalize(&mean, &std)?;
         }
         victims.push((name.clone(), victim));

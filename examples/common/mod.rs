@@ -3,11 +3,8 @@
 // Each example uses a part of it.
 #![allow(dead_code, unused_imports)]
 
-use sat::models::read_metadata;
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use sat::train::Recipe;
+use std::process::ExitCode;
 
 pub(crate) use sat::train::parse_eps as eps;
 
@@ -17,6 +14,7 @@ pub(crate) mod output;
 pub(crate) mod pages;
 pub(crate) mod plot;
 pub(crate) mod progress;
+pub(crate) mod recorded;
 pub(crate) mod sets;
 pub(crate) mod spread;
 pub(crate) mod stop;
@@ -26,33 +24,6 @@ pub(crate) mod surface;
 /// pages again, which costs more than the arithmetic on it.
 #[global_allocator]
 static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-/// Metadata of a weights file that says nothing usable.
-#[derive(Debug, thiserror::Error)]
-#[error("{}: metadata `{key}` is no list of numbers; give --mean and --std", path.display())]
-pub(crate) struct BadMetadata {
-    path: PathBuf,
-    key: &'static str,
-}
-
-/// Mean and standard deviation of each channel.
-pub(crate) type Statistics = (Vec<f64>, Vec<f64>);
-
-/// The normalisation that a weights file asks for, if it does.
-pub(crate) fn recorded_normalization(
-    path: &Path,
-) -> Result<Option<Statistics>, Box<dyn std::error::Error>> {
-    let metadata = read_metadata(path)?;
-    if !metadata.contains_key(MEAN) && !metadata.contains_key(STD) {
-        return Ok(None);
-    }
-    let numbers = |key: &'static str| -> Result<Vec<f64>, BadMetadata> {
-        let text = metadata.get(key);
-        text.and_then(|text| text.split(',').map(|number| number.parse().ok()).collect())
-            .ok_or_else(|| BadMetadata { path: path.to_owned(), key })
-    };
-    Ok(Some((numbers(MEAN)?, numbers(STD)?)))
-}
 
 /// A name without the characters that file systems dislike.
 pub(crate) fn file_name(name: &str) -> String {
@@ -70,15 +41,28 @@ pub(crate) fn exit_code(result: Result<(), Box<dyn std::error::Error>>) -> ExitC
     }
 }
 
-/// The metadata keys, in a weights file, of the normalisation that the network expects.
-pub(crate) const MEAN: &str = "sat.mean";
-pub(crate) const STD: &str = "sat.std";
+/// `--eps` or `--step-size` where there is no attack that has them.
+#[derive(Debug, thiserror::Error)]
+#[error("the recipe has no [attack], which --eps, --attack-steps and --step-size change")]
+pub(crate) struct NoAttack;
 
-/// Metadata of a normalisation: one number a channel, with commas between.
-pub(crate) fn normalization_metadata((mean, std): (&[f32], &[f32])) -> [(String, String); 2] {
-    let text = |values: &[f32]| {
-        let values: Vec<String> = values.iter().map(f32::to_string).collect();
-        values.join(",")
-    };
-    [(MEAN.to_owned(), text(mean)), (STD.to_owned(), text(std))]
+/// Puts the values of a command line in place of those of the recipe's attack. A step size stands for
+/// one eps and number of steps: with others it is given, or follows from them. 0 steps are no attack.
+pub(crate) fn replace_attack(
+    recipe: &mut Recipe,
+    eps: Option<f64>,
+    steps: Option<usize>,
+    step_size: Option<f64>,
+) -> Result<(), NoAttack> {
+    if steps == Some(0) {
+        recipe.attack = None;
+        // They are watched under attack.
+        recipe.hold_out = 0;
+    } else if eps.is_some() || steps.is_some() || step_size.is_some() {
+        let attack = recipe.attack.as_mut().ok_or(NoAttack)?;
+        attack.eps = eps.unwrap_or(attack.eps);
+        attack.steps = steps.unwrap_or(attack.steps);
+        attack.step_size = step_size;
+    }
+    Ok(())
 }

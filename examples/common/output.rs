@@ -28,6 +28,16 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), WriteError> {
     written.map_err(|source| WriteError { path: path.to_owned(), source })
 }
 
+/// A finished result where a new one was to go.
+#[derive(Debug, thiserror::Error)]
+#[error("{} is there already; choose another --out, or remove it", .0.display())]
+pub(crate) struct Taken(PathBuf);
+
+/// Refuses to put a result in the place of an older one.
+pub(crate) fn check_free(path: &Path) -> Result<(), Taken> {
+    if path.exists() { Err(Taken(path.to_owned())) } else { Ok(()) }
+}
+
 /// Finds out before hours of work whether [`write`] will have a place to write to. Makes the folder.
 pub(crate) fn check_writable(path: &Path) -> Result<(), WriteError> {
     let draft = draft(path);

@@ -1,26 +1,44 @@
 //! Progress of a training run, on standard error.
 
 use super::stop::{self, Stopped};
-use burn::{module::Module, tensor::Device};
+use burn::{
+    module::{Module, ModuleDisplay},
+    tensor::Device,
+};
 use indicatif::{ProgressBar, ProgressStyle};
 use sat::{
     attack::Classifier,
-    train::{Checkpoints, Recipe, Start, Trained, TrainingData, train},
+    train::{self, Checkpoints, Recipe, Start, TrainError, Trained, TrainingData},
 };
+use std::ops::ControlFlow;
 
-/// Trains under a bar, says when single steps begin to overfit, and ends with [`Stopped`] after Ctrl-C.
-pub(crate) fn train_with_bar<M: Module + Classifier, D: TrainingData>(
+/// Trains as [`train_under_bar`] does, and ends with [`Stopped`] after Ctrl-C.
+pub(crate) fn train_with_bar<M: Module + ModuleDisplay + Classifier, D: TrainingData>(
     model: M,
     recipe: &Recipe,
     data: &D,
     device: &Device,
     checkpoints: Option<(&Checkpoints, Start)>,
 ) -> Result<Trained<M>, Box<dyn std::error::Error>> {
+    let observe = |_: &train::Progress| stop::requested();
+    let trained = train_under_bar(model, recipe, data, device, checkpoints, observe)?;
+    if trained.is_finished() { Ok(trained) } else { Err(Stopped.into()) }
+}
+
+/// Trains under a bar, and says when single steps begin to overfit.
+pub(crate) fn train_under_bar<M: Module + ModuleDisplay + Classifier, D: TrainingData>(
+    model: M,
+    recipe: &Recipe,
+    data: &D,
+    device: &Device,
+    checkpoints: Option<(&Checkpoints, Start)>,
+    mut observe: impl FnMut(&train::Progress) -> ControlFlow<()>,
+) -> Result<Trained<M>, TrainError> {
     let steps = data.len().saturating_sub(recipe.hold_out) / recipe.batch_size;
     let bar = Progress::new(recipe.epochs, steps);
     // None before the first step: a resumed run has epochs behind it.
     let mut epochs = None;
-    let trained = train(model, recipe, data, device, checkpoints, |progress| {
+    let trained = train::train(model, recipe, data, device, checkpoints, |progress| {
         let figures = Figures {
             loss: progress.loss,
             clean_accuracy: Some(progress.clean_accuracy),
@@ -36,11 +54,10 @@ pub(crate) fn train_with_bar<M: Module + Classifier, D: TrainingData>(
                 eprintln!("catastrophic overfitting: held-out images withstand FGSM, not PGD-10");
             }
         }
-        stop::requested()
+        observe(progress)
     });
     bar.finish();
-    let trained = trained?;
-    if trained.is_finished() { Ok(trained) } else { Err(Stopped.into()) }
+    trained
 }
 
 /// What training has reached, over the last batch or a whole epoch.

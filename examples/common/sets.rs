@@ -13,8 +13,8 @@ pub(crate) enum SetsError {
     Data(#[from] DataError),
 }
 
-/// Both splits of a data set; of the training images so many, drawn by the seed, of the test images the
-/// first so many.
+/// Both splits of a data set; of the training images so many, drawn by the seed, of the test images as
+/// many as [`DataSpec::load_part`] takes.
 pub(crate) fn train_and_test(
     data: &DataSpec,
     limit: Option<usize>,
@@ -29,8 +29,8 @@ pub(crate) fn train_and_test(
         return Err(SetsError::NoTestSplit(data.clone()));
     }
     let train_set = drawn(data.load(Split::Train)?, limit, seed);
-    let test_set = data.load(Split::Test)?;
-    Ok((train_set, test_set.take(test_limit.unwrap_or(usize::MAX))))
+    let test_set = data.load_part(Split::Test, test_limit.unwrap_or(usize::MAX))?;
+    Ok((train_set, test_set))
 }
 
 /// At most so many images, drawn by the seed since files are often sorted by class, in their order.
