@@ -709,10 +709,11 @@ fn other_number_types_are_computed_in_f32_or_better() {
             (FloatDType::F64, 1e-12),
             (FloatDType::F16, 1.0 / 2048.0),
             (FloatDType::BF16, 1.0 / 256.0),
+            (FloatDType::Flex32, 1.0 / 1024.0),
         ] {
             // WGSL has no f64 exponential, lavapipe no bf16, and the older backends no halves.
-            if !device.supports_dtype(dtype) || (device_name != "flex" && dtype != FloatDType::F16)
-            {
+            let widely = matches!(dtype, FloatDType::F16 | FloatDType::Flex32);
+            if !device.supports_dtype(dtype) || (device_name != "flex" && !widely) {
                 continue;
             }
             for curve in curves() {

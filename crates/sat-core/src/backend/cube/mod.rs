@@ -96,7 +96,12 @@ impl ActivationBackend for CubeBackend {
 
 /// Whether the kernels leave a tensor to the composed form.
 pub(super) fn is_composed(x: &CubeTensor) -> bool {
-    x.dtype == DType::F64 && !computes_f64_in_f32(x.client.name())
+    match x.dtype {
+        DType::F64 => !computes_f64_in_f32(x.client.name()),
+        // f32 in the kernels of some devices, f16 in those of others.
+        DType::Flex32 => true,
+        _ => false,
+    }
 }
 
 /// WGSL and Vulkan's SPIR-V have no exponential of `f64`.
