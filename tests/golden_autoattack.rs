@@ -13,7 +13,7 @@ use burn::tensor::{Device, Tensor};
 use sat::{
     attack::{
         Apgd, Attack, AutoAttack, Evaluation, Fab, Flag, Goal, Member, Norm, RandomStart, Report,
-        ThreatModel, Victim,
+        Square, ThreatModel, Victim,
     },
     models::{ModelName, load_safetensors},
     train::data::cifar10_bin,
@@ -104,6 +104,37 @@ fn apgd_in_l1_agrees_with_the_official_rules() {
         println!("L1 {eps}: {} of {robust}, {:.6} of {loss}", report.robust_correct, report.adv_ce);
         assert_eq!(report.robust_correct, robust);
         assert!((report.adv_ce - loss).abs() < 1e-3);
+    }
+}
+
+/// Square, 1,000 queries, on the tiny network, against the official code (in the package pyautoattack
+/// 0.2.0, the schedule not rescaled): the fewest and the most of 20 images that withstand it with seeds
+/// 0 to 4, and the mean cross-entropy of all.
+#[test]
+fn square_agrees_with_the_official_code() {
+    let Some(golden) = common::shared().map(|shared| shared.join("golden")) else { return };
+    let model = mnist::tiny(&golden, &Device::flex());
+    let victim = Victim::new(&model);
+    let data = mnist::read_images(&golden, &Device::flex());
+    let known: [(Norm, f64, usize, usize, f64); 6] = [
+        (Norm::L2, 1.0, 4, 4, 2.0906),
+        (Norm::L2, 2.0, 1, 2, 2.1552),
+        (Norm::L1, 3.0, 4, 4, 2.0452),
+        (Norm::L1, 5.0, 4, 4, 2.0728),
+        (Norm::L1, 8.0, 2, 3, 2.1043),
+        (Norm::L1, 12.0, 2, 2, 2.1219),
+    ];
+    for (norm, eps, fewest, most, loss) in known {
+        let threat = ThreatModel::new(norm, eps);
+        let reports: Vec<Report> = (0..5)
+            .map(|seed| run(&victim, &Square::default().queries(1000).seed(seed), &data, &threat))
+            .collect();
+        let robust: Vec<usize> = reports.iter().map(|report| report.robust_correct).collect();
+        let mean = reports.iter().map(|report| report.adv_ce).sum::<f64>() / 5.0;
+        println!("{norm} {eps}: {robust:?} of {fewest} to {most}, {mean:.4} of {loss}");
+        // One image of 20 more or less.
+        assert!(robust.iter().all(|n| (fewest.max(1) - 1..=most + 1).contains(n)), "{robust:?}");
+        assert!((mean - loss).abs() < 0.01, "{mean}, not {loss}");
     }
 }
 

@@ -77,6 +77,16 @@ impl Pickle {
 
 /// A dictionary of tensors, in dictionaries of the given names.
 fn checkpoint(container: Container, wrappers: &[&str], tensors: &Tensors) -> Vec<u8> {
+    checkpoint_in("archive", container, wrappers, tensors)
+}
+
+/// As [`checkpoint`]; a zip archive has its entries below `root`.
+fn checkpoint_in(
+    root: &str,
+    container: Container,
+    wrappers: &[&str],
+    tensors: &Tensors,
+) -> Vec<u8> {
     let mut pickle = Pickle::new();
     for wrapper in wrappers {
         pickle = pickle.raw(b"}(").text("epoch").int(3).text(wrapper);
@@ -108,7 +118,7 @@ fn checkpoint(container: Container, wrappers: &[&str], tensors: &Tensors) -> Vec
             let options =
                 SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
             let mut entry = |name: &str, bytes: &[u8]| {
-                zip.start_file(format!("archive/{name}"), options).unwrap();
+                zip.start_file(format!("{root}/{name}"), options).unwrap();
                 zip.write_all(bytes).unwrap();
             };
             entry("data.pkl", &pickle);
@@ -383,6 +393,42 @@ fn names_of_timm_and_of_lite_load() {
         let loaded = load(&config, &checkpoint(Container::Zip, &[], &theirs)).unwrap();
         assert_eq!(tensors(&loaded), saved);
     }
+}
+
+/// PyTorch ends its archives with the records of large ones too, and names entries after the file. With
+/// 21 characters the first entry of the directory is as long as those records.
+#[test]
+fn archives_of_torch_save_load_whatever_their_name() {
+    let saved = tensors(&tiny().init(1, &Device::flex()));
+    for length in 8..25 {
+        let root = "r".repeat(length);
+        let file = with_large_end(&checkpoint_in(&root, Container::Zip, &[], &saved));
+        let loaded = load(&tiny(), &file).unwrap();
+        assert_eq!(tensors(&loaded), saved, "{length}");
+    }
+}
+
+/// The archive with the Zip64 records before its end.
+fn with_large_end(archive: &[u8]) -> Vec<u8> {
+    let (entries, end) = archive.split_at(archive.len() - 22);
+    assert_eq!(&end[..4], b"PK\x05\x06");
+    let number = |at: usize| u64::from(u16::from_le_bytes([end[at], end[at + 1]]));
+    let long = |at: usize| u64::from(u32::from_le_bytes(end[at..at + 4].try_into().unwrap()));
+    let mut file = entries.to_vec();
+    let large = file.len() as u64;
+    file.extend(b"PK\x06\x06");
+    file.extend(44u64.to_le_bytes());
+    file.extend([0x1e, 3, 45, 0]);
+    file.extend([0; 8]);
+    for value in [number(8), number(10), long(12), long(16)] {
+        file.extend(value.to_le_bytes());
+    }
+    file.extend(b"PK\x06\x07");
+    file.extend(0u32.to_le_bytes());
+    file.extend(large.to_le_bytes());
+    file.extend(1u32.to_le_bytes());
+    file.extend(end);
+    file
 }
 
 #[test]
