@@ -79,7 +79,7 @@ struct Arguments {
     /// Train on so many images only, drawn by the seed.
     #[arg(long)]
     limit: Option<usize>,
-    /// Test on the first so many images only.
+    /// Test on so many images only: the first, or of photographs some of each class.
     #[arg(long)]
     test_limit: Option<usize>,
     /// Where to compute: flex, or a backend this was built with (`--features cuda`, wgpu, ...).

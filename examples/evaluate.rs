@@ -42,8 +42,8 @@ struct Arguments {
     /// A safetensors file with PyTorch's names, or a PyTorch checkpoint.
     #[arg(long)]
     weights: PathBuf,
-    /// The images: cifar10-bin:FILE, cifar10:DIR, fashion-mnist:DIR, mnist:DIR or
-    /// builtin:fashion-mnist.
+    /// The images: cifar10-bin:FILE, cifar10:DIR, cifar100:DIR, fashion-mnist:DIR, mnist:DIR,
+    /// imagenet:DIR or builtin:fashion-mnist.
     #[arg(long)]
     data: DataSpec,
     /// The attack.
@@ -111,7 +111,7 @@ struct Arguments {
     /// Standard deviation of each channel.
     #[arg(long, value_delimiter = ',', requires = "mean")]
     std: Vec<f64>,
-    /// Use the first so many images of the test split only.
+    /// Use so many images of the test split only: the first, or of photographs some of each class.
     #[arg(long)]
     limit: Option<usize>,
     /// Images at a time.
@@ -227,6 +227,11 @@ enum EvaluateError {
     OtherData { path: PathBuf, channels: [usize; 2], classes: [usize; 2] },
     #[error("cannot read {}: {source}", path.display())]
     Read { path: PathBuf, source: io::Error },
+    #[error(
+        "the network was trained at {trained} pixels and the images have {data}; \
+         `imagenet evaluate` reads photographs at the network's size"
+    )]
+    Resolution { trained: usize, data: usize },
     #[error("--limit is 0; leave it out to use all images")]
     NoImages,
 }
@@ -284,13 +289,17 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     let device = arguments.device.open()?;
     let data = arguments.data.load_part(Split::Test, arguments.limit.unwrap_or(usize::MAX))?;
     let recorded = Recorded::of(&arguments.weights)?;
+    let trained = recorded.resolution()?.map_or(data.height(), |side| side as usize);
+    if trained != data.height() {
+        return Err(EvaluateError::Resolution { trained, data: data.height() }.into());
+    }
     let (name, network) = network(arguments, &recorded, &data)?;
     let activation = network.activation().clone();
     let model = load_weights(network.init(0, &device), &arguments.weights)?;
     let bytes = fs::read(&arguments.weights)
         .map_err(|source| EvaluateError::Read { path: arguments.weights.clone(), source })?;
     let mut victim = Victim::new(&model);
-    let normalization = normalization(arguments, recorded);
+    let normalization = normalization(arguments, &recorded)?;
     if let Some((mean, std)) = &normalization {
         victim = victim.normalize(mean, std)?;
     }
@@ -592,11 +601,14 @@ fn finish(arguments: &Arguments, attack: impl Attack + 'static) -> Box<dyn Attac
 
 /// The normalisation in front of the network: that of the command line, else of the weights file,
 /// else none.
-fn normalization(arguments: &Arguments, recorded: Recorded) -> Option<Statistics> {
+fn normalization(
+    arguments: &Arguments,
+    recorded: &Recorded,
+) -> Result<Option<Statistics>, Failure> {
     if arguments.mean.is_empty() {
-        recorded.normalization
+        Ok(recorded.normalization()?)
     } else {
-        Some((arguments.mean.clone(), arguments.std.clone()))
+        Ok(Some((arguments.mean.clone(), arguments.std.clone())))
     }
 }
 
@@ -618,7 +630,7 @@ fn network(
     }
     let path = &arguments.weights;
     let unnamed = || EvaluateError::Unnamed(path.clone());
-    let network = recorded.network.clone().ok_or_else(unnamed)?;
+    let network = recorded.network()?.ok_or_else(unnamed)?;
     if (network.input_channels(), network.classes()) != (data.channels(), data.classes()) {
         return Err(EvaluateError::OtherData {
             path: path.clone(),

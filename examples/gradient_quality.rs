@@ -92,7 +92,9 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
             ..Recipe::default()
         },
     };
-    recipe.epochs = arguments.epochs.unwrap_or(recipe.epochs);
+    if let Some(epochs) = arguments.epochs {
+        recipe = recipe.with_epochs(epochs);
+    }
     recipe.seed = arguments.seed.unwrap_or(recipe.seed);
     recipe.validate()?;
     let attack = recipe.attack.clone().ok_or(ProbeError::NoAttack)?;

@@ -234,6 +234,8 @@ enum ImageNetError {
         .0.display()
     )]
     OtherModel(PathBuf),
+    #[error("{} is for images of other than 3 channels, and photographs have 3", .0.display())]
+    NotRgb(PathBuf),
     #[error("--conventions are of EfficientNets from a --model name")]
     NoConventions,
     #[error("the weights file does not say for which resolution it is; give --resolution")]
@@ -275,30 +277,42 @@ impl Common {
     }
 
     /// What the weights file says of itself.
-    fn recorded(&self) -> Result<Recorded, Failure> {
-        self.weights.as_deref().map_or_else(|| Ok(Recorded::default()), Recorded::of)
+    fn recorded(&self) -> Result<Option<Recorded>, Failure> {
+        Ok(self.weights.as_deref().map(Recorded::of).transpose()?)
     }
 
-    fn network(&self, recorded: &Recorded, classes: usize) -> Result<NetworkConfig, Failure> {
+    fn network(
+        &self,
+        recorded: Option<&Recorded>,
+        classes: usize,
+    ) -> Result<NetworkConfig, Failure> {
+        let path = || self.weights.clone().unwrap_or_default();
         let named = self.model.map(|name| self.named(name)).transpose()?;
-        let network = match (&recorded.network, named) {
+        let described = match recorded.map(Recorded::network).transpose() {
+            // A description of another version: the command line's network stands.
+            Err(_) if named.is_some() => None,
+            described => described?.flatten(),
+        };
+        let network = match (described, named) {
             (None, None) => return Err(ImageNetError::NoModel.into()),
             (None, Some(named)) => named,
             (Some(_), None) if self.conventions.is_some() => {
                 return Err(ImageNetError::NoConventions.into());
             }
-            (Some(recorded), None) => recorded.clone(),
-            (Some(recorded), Some(named)) => {
+            (Some(described), None) => described,
+            (Some(described), Some(named)) => {
                 let named = named
-                    .with_classes(recorded.classes())
-                    .with_activation(recorded.activation().clone());
-                if named != *recorded {
-                    let path = self.weights.clone().unwrap_or_default();
-                    return Err(ImageNetError::OtherModel(path).into());
+                    .with_classes(described.classes())
+                    .with_activation(described.activation().clone());
+                if named != described {
+                    return Err(ImageNetError::OtherModel(path()).into());
                 }
                 named
             }
         };
+        if network.input_channels() != 3 {
+            return Err(ImageNetError::NotRgb(path()).into());
+        }
         let network = network.with_classes(classes);
         Ok(match &self.activation {
             Some(activation) => network.with_activation(activation.clone()),
@@ -327,7 +341,7 @@ impl Common {
 
     fn model(
         &self,
-        recorded: &Recorded,
+        recorded: Option<&Recorded>,
         network: &NetworkConfig,
         seed: u64,
         device: &Device,
@@ -336,8 +350,14 @@ impl Common {
         if let Some(weights) = &self.weights {
             model = load_weights(model, weights)?;
         }
-        let given = self.normalization.map(Normalization::statistics);
-        let (mean, std) = match given.or_else(|| recorded.normalization.clone()) {
+        let known = match self.normalization {
+            Some(given) => Some(given.statistics()),
+            None => recorded.map(Recorded::normalization).transpose()?.flatten(),
+        };
+        let (mean, std) = match known {
+            Some((mean, _)) if mean.len() != 3 => {
+                return Err(ImageNetError::NotRgb(self.weights.clone().unwrap_or_default()).into());
+            }
             Some(statistics) => statistics,
             None if self.model.is_some_and(|name| name.to_string().contains("lite")) => {
                 Normalization::Lite.statistics()
@@ -347,11 +367,14 @@ impl Common {
         Ok(Normalized::new(model, &mean, &std)?)
     }
 
-    fn resolution(&self, recorded: &Recorded) -> Result<u32, ImageNetError> {
+    fn resolution(&self, recorded: Option<&Recorded>) -> Result<u32, Failure> {
+        if let Some(given) = self.resolution {
+            return Ok(given);
+        }
         // Sides of the registry are a few hundred pixels.
         let made_for = self.model.map(|name| name.image_size()[0] as u32);
-        let known = self.resolution.or(recorded.resolution).or(made_for);
-        known.ok_or(ImageNetError::NoResolution)
+        let recorded = recorded.map(Recorded::resolution).transpose()?.flatten();
+        Ok(recorded.or(made_for).ok_or(ImageNetError::NoResolution)?)
     }
 
     fn broken(&self) -> BrokenImage {
@@ -414,9 +437,9 @@ fn train(arguments: &Train) -> Result<(), Failure> {
     println!("{}", recipe.to_toml());
     let device = common.device.open()?.autodiff();
     let recorded = common.recorded()?;
-    let network = common.network(&recorded, folder.classes())?;
-    let resolution = common.resolution(&recorded)?;
-    let model = common.model(&recorded, &network, recipe.seed, &device)?;
+    let network = common.network(recorded.as_ref(), folder.classes())?;
+    let resolution = common.resolution(recorded.as_ref())?;
+    let model = common.model(recorded.as_ref(), &network, recipe.seed, &device)?;
     let (photographs, classes) = (used.len(), folder.classes());
     let data = Photographs::new(folder, used, resolution, common.broken());
     let checkpoints = Checkpoints::open(file("checkpoints"))?;
@@ -485,9 +508,9 @@ fn measure(arguments: &Evaluate) -> Result<(), Failure> {
     let device = common.device.open()?;
     let seed = common.seed.unwrap_or(0);
     let recorded = common.recorded()?;
-    let network = common.network(&recorded, folder.classes())?;
-    let resolution = common.resolution(&recorded)?;
-    let model = common.model(&recorded, &network, seed, &device)?;
+    let network = common.network(recorded.as_ref(), folder.classes())?;
+    let resolution = common.resolution(recorded.as_ref())?;
+    let model = common.model(recorded.as_ref(), &network, seed, &device)?;
     let victim = Victim::new(&model);
     let threat = ThreatModel::linf(eps);
     let transform = EvaluateTransform::of_size(resolution);

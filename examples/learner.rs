@@ -28,7 +28,7 @@ use sat::{
     core::{ActivationConfig, device::DeviceName},
     models::{ModelName, save_safetensors},
     train::{
-        Normalized, Recipe,
+        Normalized, Recipe, Select,
         data::DataSpec,
         hold_out,
         learner::{Adversarial, AdversarialMetric, Figure, TrainingImages, ValidationImages},
@@ -64,7 +64,8 @@ struct Arguments {
     /// Train on so many images only, drawn by the seed.
     #[arg(long)]
     limit: Option<usize>,
-    /// Of the test images, if those are watched, only the first so many.
+    /// Of the test images, if those are watched, only so many: the first, or of photographs some of each
+    /// class.
     #[arg(long)]
     test_limit: Option<usize>,
     /// Where to compute: flex, or a backend this was built with (`--features cuda`, wgpu, ...).
@@ -96,6 +97,11 @@ enum LearnerError {
     OtherRun(PathBuf),
     #[error(transparent)]
     Write(#[from] WriteError),
+    #[error(
+        "the recipe selects an epoch, which Burn's checkpoints do here: set `select` to \"last\", and see \
+         --patience"
+    )]
+    Selects,
     #[error("stopped; go on after the last epoch with --resume")]
     Stopped,
     #[error("the training ended early: {0}")]
@@ -119,6 +125,9 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         recipe = recipe.with_epochs(epochs);
     }
     recipe.validate()?;
+    if recipe.select != Select::Last {
+        return Err(LearnerError::Selects.into());
+    }
     let open = |number| arguments.device.open_number(number).map(Device::autodiff);
     let devices = (0..arguments.devices.get()).map(open).collect::<Result<Vec<_>, _>>()?;
     let (train_set, test_set) = train_and_test(&arguments.data, limit, test_limit, recipe.seed)?;

@@ -159,10 +159,10 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut victims = Vec::new();
     for (name, path) in &arguments.weights {
         let recorded = Recorded::of(path)?;
-        let network = recorded.network.ok_or_else(|| SanityError::Unnamed(path.clone()))?;
+        let network = recorded.network()?.ok_or_else(|| SanityError::Unnamed(path.clone()))?;
         let model = load_weights(network.init(0, &device), path)?;
         let mut victim = Victim::new(&model);
-        if let Some((mean, std)) = recorded.normalization {
+        if let Some((mean, std)) = recorded.normalization()? {
             victim = victim.normalize(&mean, &std)?;
         }
         victims.push((name.clone(), victim));

@@ -3,7 +3,7 @@
 // Each example uses a part of it.
 #![allow(dead_code, unused_imports)]
 
-use sat::train::Recipe;
+use sat::train::{Objective, Recipe, Select};
 use std::process::ExitCode;
 
 pub(crate) use sat::train::parse_eps as eps;
@@ -47,7 +47,8 @@ pub(crate) fn exit_code(result: Result<(), Box<dyn std::error::Error>>) -> ExitC
 pub(crate) struct NoAttack;
 
 /// Puts the values of a command line in place of those of the recipe's attack. A step size stands for
-/// one eps and number of steps: with others it is given, or follows from them. 0 steps are no attack.
+/// one eps and number of steps: with others it is given, or follows from them. 0 steps train on all images,
+/// as they are, by their cross-entropy.
 pub(crate) fn replace_attack(
     recipe: &mut Recipe,
     eps: Option<f64>,
@@ -56,8 +57,9 @@ pub(crate) fn replace_attack(
 ) -> Result<(), NoAttack> {
     if steps == Some(0) {
         recipe.attack = None;
-        // They are watched under attack.
-        recipe.hold_out = 0;
+        // What needs one.
+        recipe.objective = Objective::Adversarial;
+        (recipe.hold_out, recipe.select) = (0, Select::Last);
     } else if eps.is_some() || steps.is_some() || step_size.is_some() {
         let attack = recipe.attack.as_mut().ok_or(NoAttack)?;
         attack.eps = eps.unwrap_or(attack.eps);

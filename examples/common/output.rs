@@ -30,7 +30,10 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), WriteError> {
 
 /// A finished result where a new one was to go.
 #[derive(Debug, thiserror::Error)]
-#[error("{} is there already; choose another --out, or remove it", .0.display())]
+#[error(
+    "{} is there already; go on with --resume if that run was stopped, choose another --out, or remove the folder",
+    .0.display()
+)]
 pub(crate) struct Taken(PathBuf);
 
 /// Refuses to put a result in the place of an older one.

@@ -1,6 +1,8 @@
 //! What a weights file says of itself, beside its tensors.
 
-use sat::models::{Metadata, NetworkConfig, network_metadata, read_metadata, read_network};
+use sat::models::{
+    Metadata, NetworkConfig, WeightsError, network_metadata, read_metadata, read_network,
+};
 use std::{
     path::{Path, PathBuf},
     str::FromStr,
@@ -14,53 +16,62 @@ const RESOLUTION: &str = "sat.resolution";
 pub(crate) type Statistics = (Vec<f64>, Vec<f64>);
 
 /// What a weights file says; nothing where it is another program's.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Recorded {
-    /// The network that the weights belong to.
-    pub(crate) network: Option<NetworkConfig>,
-    /// The normalisation in front of it.
-    pub(crate) normalization: Option<Statistics>,
-    /// Height and width of the images in pixels.
-    pub(crate) resolution: Option<u32>,
+    path: PathBuf,
+    metadata: Metadata,
 }
 
 /// Metadata that says nothing usable.
 #[derive(Debug, thiserror::Error)]
-#[error("{}: metadata `{key}` is no list of numbers; train again or remove it", path.display())]
-struct BadMetadata {
+#[error("{}: metadata `{key}` is no list of numbers; {instead}", path.display())]
+pub(crate) struct BadMetadata {
     path: PathBuf,
     key: &'static str,
+    instead: &'static str,
 }
 
 impl Recorded {
-    pub(crate) fn of(path: &Path) -> Result<Self, Box<dyn std::error::Error>> {
-        let metadata = read_metadata(path)?;
-        fn numbers<T: FromStr>(
-            path: &Path,
-            metadata: &Metadata,
-            key: &'static str,
-        ) -> Result<Option<Vec<T>>, BadMetadata> {
-            let Some(text) = metadata.get(key) else { return Ok(None) };
-            let numbers = text.split(',').map(|number| number.parse().ok()).collect();
-            match numbers {
-                Some(numbers) => Ok(Some(numbers)),
-                None => Err(BadMetadata { path: path.to_owned(), key }),
-            }
+    pub(crate) fn of(path: &Path) -> Result<Self, WeightsError> {
+        Ok(Self { path: path.to_owned(), metadata: read_metadata(path)? })
+    }
+
+    /// The network that the weights belong to.
+    pub(crate) fn network(&self) -> Result<Option<NetworkConfig>, WeightsError> {
+        read_network(&self.path)
+    }
+
+    /// The normalisation in front of it.
+    pub(crate) fn normalization(&self) -> Result<Option<Statistics>, BadMetadata> {
+        let instead = "give the normalisation yourself";
+        let bad = |key| BadMetadata { path: self.path.clone(), key, instead };
+        match (self.numbers(MEAN, instead)?, self.numbers(STD, instead)?) {
+            (None, None) => Ok(None),
+            (Some(mean), Some(std)) => Ok(Some((mean, std))),
+            (None, _) => Err(bad(MEAN)),
+            (_, None) => Err(bad(STD)),
         }
-        let normalization = match (numbers(path, &metadata, MEAN)?, numbers(path, &metadata, STD)?)
-        {
-            (None, None) => None,
-            (Some(mean), Some(std)) => Some((mean, std)),
-            (None, _) => return Err(BadMetadata { path: path.to_owned(), key: MEAN }.into()),
-            (_, None) => return Err(BadMetadata { path: path.to_owned(), key: STD }.into()),
-        };
-        let resolution =
-            numbers(path, &metadata, RESOLUTION)?.and_then(|sides| sides.first().copied());
-        Ok(Self { network: read_network(path)?, normalization, resolution })
+    }
+
+    /// Height and width of the images in pixels.
+    pub(crate) fn resolution(&self) -> Result<Option<u32>, BadMetadata> {
+        let sides = self.numbers(RESOLUTION, "give the resolution yourself")?;
+        Ok(sides.and_then(|sides| sides.first().copied()))
+    }
+
+    fn numbers<T: FromStr>(
+        &self,
+        key: &'static str,
+        instead: &'static str,
+    ) -> Result<Option<Vec<T>>, BadMetadata> {
+        let Some(text) = self.metadata.get(key) else { return Ok(None) };
+        let numbers: Option<Vec<T>> = text.split(',').map(|number| number.parse().ok()).collect();
+        let bad = || BadMetadata { path: self.path.clone(), key, instead };
+        numbers.map(Some).ok_or_else(bad)
     }
 }
 
-/// The metadata that [`Recorded::of`] reads back.
+/// The metadata that [`Recorded`] reads back.
 pub(crate) fn metadata(
     network: &NetworkConfig,
     (mean, std): (&[f32], &[f32]),

@@ -42,7 +42,7 @@ pub(crate) struct Job<'a> {
 pub(crate) struct Outcome {
     pub(crate) setting: Setting,
     pub(crate) train_seconds: f64,
-    /// The images that were held out, after the last epoch.
+    /// The images that were held out, by the weights that are tested.
     pub(crate) held_out: Option<HeldOut>,
     /// The epochs after which the watch of the held-out images saw catastrophic overfitting.
     pub(crate) overfitted: Vec<usize>,
@@ -170,16 +170,16 @@ impl Job<'_> {
         for attacker in &self.setting.attackers {
             robust = robust.and(&withstands(&under(*attacker)?));
         }
-        let history = &trained.progress.history;
+        let (history, result) = (&trained.progress.history, trained.result_epoch());
         let watched = |epoch: &sat::train::EpochSummary| {
             epoch.held_out.is_some_and(|held_out| held_out.is_catastrophic_overfitting())
         };
         let outcome = Outcome {
             setting: self.setting.clone(),
             train_seconds: trained.progress.seconds,
-            held_out: history.last().and_then(|epoch| epoch.held_out),
+            held_out: result.and_then(|epoch| epoch.held_out),
             overfitted: history.iter().filter(|e| watched(e)).map(|epoch| epoch.epoch).collect(),
-            learned: history.last().map(|epoch| epoch.learned.clone()).unwrap_or_default(),
+            learned: result.map(|epoch| epoch.learned.clone()).unwrap_or_default(),
             clean,
             robust,
         };

@@ -82,7 +82,7 @@ pub(crate) struct Scale {
     pub(crate) data: String,
     /// Train on so many images, drawn by seed 0; all by default.
     pub(crate) train_images: Option<usize>,
-    /// Test on the first so many images; all by default.
+    /// Test on so many images, the first or of photographs some of each class; all by default.
     pub(crate) test_images: Option<usize>,
     /// Steps of the test's PGD.
     pub(crate) pgd_steps: usize,
@@ -163,6 +163,8 @@ pub(crate) enum PlanError {
     OneSided { comparison: String },
     #[error("comparison `{comparison}` names the row `{row}`, which the plan does not have")]
     UnknownRow { comparison: String, row: String },
+    #[error("comparison `{comparison}` names the row `{row}` twice")]
+    NamedTwice { comparison: String, row: String },
 }
 
 /// Reads a plan or a scale.
@@ -197,11 +199,17 @@ impl Comparison {
         if self.rows.is_empty() || self.beside.is_empty() {
             return Err(PlanError::OneSided { comparison: comparison() });
         }
-        let is_known = |name: &&String| rows.iter().any(|row| row.name == **name);
-        match self.rows.iter().chain(&self.beside).find(|name| !is_known(name)) {
-            Some(row) => Err(PlanError::UnknownRow { comparison: comparison(), row: row.clone() }),
-            None => Ok(()),
+        let mut seen = Vec::new();
+        for row in self.rows.iter().chain(&self.beside) {
+            if !rows.iter().any(|known| known.name == *row) {
+                return Err(PlanError::UnknownRow { comparison: comparison(), row: row.clone() });
+            }
+            if seen.contains(&row) {
+                return Err(PlanError::NamedTwice { comparison: comparison(), row: row.clone() });
+            }
+            seen.push(row);
         }
+        Ok(())
     }
 }
 
@@ -263,7 +271,8 @@ impl Row {
         let mut recipe = scale.recipe.clone();
         merge(&mut recipe, &self.recipe);
         let recipe: Recipe = recipe.try_into().map_err(field)?;
-        let recipe = Recipe { seed, epochs: recipe.epochs * self.epochs_times, ..recipe };
+        let epochs = recipe.epochs * self.epochs_times;
+        let recipe = Recipe { seed, ..recipe }.with_epochs(epochs);
         recipe.validate().map_err(|source| PlanError::Recipe { row: row(), source })?;
         let threat = scale.threat()?;
         if recipe.attack.as_ref().is_some_and(|attack| attack.threat() != threat) {

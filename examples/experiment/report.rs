@@ -323,8 +323,8 @@ impl<'a> ComparisonReport<'a> {
     }
 }
 
-/// Between the runs of some rows and those of others; none if one of the rows has no run, or if no row
-/// has two seeds that tell the noise.
+/// Between the runs of some rows and those of others; none if one of the rows has no run, if the rows of a
+/// side have unequal numbers of them, or if no row has two seeds that tell the noise.
 fn difference(
     finished: &[Finished<'_>],
     rows: &[impl AsRef<str>],
@@ -337,22 +337,21 @@ fn difference(
     Some(Difference::between(&row, &beside, noise))
 }
 
-/// Those of all runs of the rows; none if one of the rows has no run.
+/// Those of all runs of the rows; none if one of the rows has no run, or fewer than another, whose setting
+/// would then count for more.
 fn marks_of<'a>(
     finished: &'a [Finished<'_>],
     rows: &[impl AsRef<str>],
     test: Test,
 ) -> Option<Vec<&'a Marks>> {
-    let mut marks = Vec::new();
-    for name in rows {
+    let runs = rows.iter().map(|name| {
         let row = finished.iter().find(|row| row.row == name.as_ref())?;
-        let runs = row.marks(test);
-        if runs.is_empty() {
-            return None;
-        }
-        marks.extend(runs);
-    }
-    Some(marks)
+        Some(row.marks(test))
+    });
+    let runs: Vec<Vec<&Marks>> = runs.collect::<Option<_>>()?;
+    let count = runs.first().map_or(0, Vec::len);
+    let is_even = count > 0 && runs.iter().all(|marks| marks.len() == count);
+    is_even.then(|| runs.concat())
 }
 
 impl Spread {

@@ -116,8 +116,8 @@ pub(crate) struct Snapshot<'a, M> {
 pub(crate) struct Identity {
     data: DataIdentity,
     /// The network as Burn prints it: layers, sizes, and what has no tensor, such as activations and the
-    /// normalisation of the images.
-    network: String,
+    /// normalisation of the images. Older checkpoints do not say.
+    network: Option<String>,
 }
 
 /// Which data a run is on.
@@ -130,12 +130,12 @@ struct DataIdentity {
 impl Identity {
     pub(crate) fn of(data: &impl TrainingData, model: &impl ModuleDisplay) -> Self {
         let data = DataIdentity { samples: data.len(), sha256: data.sha256() };
-        Self { data, network: model.format(DisplaySettings::default()) }
+        Self { data, network: Some(model.format(DisplaySettings::default())) }
     }
 
     /// The first line in which the networks differ.
     fn other_network(&self, now: &Self) -> Option<String> {
-        let (mut then, mut now) = (self.network.lines(), now.network.lines());
+        let (mut then, mut now) = (self.network.as_ref()?.lines(), now.network.as_ref()?.lines());
         loop {
             let (was, is) = match (then.next(), now.next()) {
                 (None, None) => return None,

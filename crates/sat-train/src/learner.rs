@@ -121,9 +121,9 @@ impl<M: Module + ModuleDisplay + Classifier> Adversarial<M> {
     /// choose others.
     pub fn new(model: M, recipe: &Recipe) -> Result<Self, RecipeError> {
         recipe.validate()?;
-        let held = recipe.hold_out as f64;
-        let expected = "left to Burn's checkpointers here: set `select` to `last`";
-        RecipeError::unless(recipe.select == Select::Last, "hold_out", held, expected)?;
+        let expected = "0, which is `last`: here Burn's checkpointers choose epochs";
+        let is_last = recipe.select == Select::Last;
+        RecipeError::unless(is_last, "select", f64::from(u8::from(!is_last)), expected)?;
         let averaged = recipe.average.map(|_| model.valid());
         let no_attack = TrainingAttack { eps: 0.0, ..TrainingAttack::default() };
         let settings = Settings {

@@ -104,6 +104,22 @@ impl<M: Module> Trained<M> {
 }
 
 impl<M> Trained<M> {
+    /// The figures of the epoch whose weights are the [`result`](Self::result): the last, or the best if
+    /// the recipe selects it. None before the first epoch has ended.
+    pub fn result_epoch(&self) -> Option<&EpochSummary> {
+        let history = self.progress.history.iter();
+        match self.best {
+            None => history.last(),
+            Some(_) => {
+                history.reduce(
+                    |best, epoch| {
+                        if withstood(epoch) > withstood(best) { epoch } else { best }
+                    },
+                )
+            }
+        }
+    }
+
     /// Whether the training ran to its end.
     pub fn is_finished(&self) -> bool {
         self.progress.step == self.progress.steps
@@ -338,9 +354,13 @@ pub fn train<M: Module + ModuleDisplay + Classifier, D: TrainingData>(
 
 /// Whether no epoch before the last left as many held-out images right under PGD-10.
 fn is_last_best(history: &[EpochSummary]) -> bool {
-    let accuracy = |epoch: &EpochSummary| epoch.held_out.map(|held_out| held_out.pgd_accuracy);
     let Some((last, before)) = history.split_last() else { return false };
-    before.iter().all(|epoch| accuracy(epoch) < accuracy(last))
+    before.iter().all(|epoch| withstood(epoch) < withstood(last))
+}
+
+/// The share of held-out images that PGD-10 left right.
+fn withstood(epoch: &EpochSummary) -> Option<f64> {
+    epoch.held_out.map(|held_out| held_out.pgd_accuracy)
 }
 
 /// The next batch, and how long it took to come.

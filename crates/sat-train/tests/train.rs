@@ -696,10 +696,12 @@ fn the_best_epoch_is_the_result() {
             trained.progress.history.iter().map(|e| e.held_out.unwrap().pgd_accuracy).collect();
         let most = accuracy.iter().copied().fold(0.0, f64::max);
         let best = accuracy.iter().position(|a| *a == most).unwrap() + 1;
+        assert_eq!(trained.result_epoch().unwrap().epoch, best);
 
         let last = Recipe { select: Select::Last, ..recipe };
         let there = train(model(), &last, &data, &device(), None, stop_after(best)).unwrap();
         assert_eq!(bits(&trained.result()), bits(&there.result()), "{accuracy:?}");
+        assert_eq!(there.result_epoch().unwrap().epoch, best);
         earlier += usize::from(best < 5);
     }
     assert!(earlier > 0, "no training was better before its end");
