@@ -29,9 +29,9 @@ use crate::{
 /// (arXiv 2103.01208).
 ///
 /// Every attack works on the samples that withstood those before it, and a sample leaves as soon as
-/// it is fooled (but for `rand`, where one pass that fools says little: all steps are taken); targets are the most likely other classes, at most as many as there are. The random
-/// draws of a sample depend on the seed and its number in the data set alone, not on its batch.
-/// Needs an untargeted goal.
+/// it is fooled (but for `rand`, where one pass that fools says little: all steps are taken); targets
+/// are the most likely other classes, at most as many as there are. The random draws of a sample depend
+/// on the seed and its number in the data set alone, not on its batch. Needs an untargeted goal.
 ///
 /// The result's flags are the official ones; the checks of the model's output are made on the batch
 /// that starts with sample 0, at the cost of 5 passes.

@@ -242,10 +242,13 @@ impl Pgd {
     ) -> Result<Option<(Batch, Tensor<4>)>, AttackError> {
         let mut descent = self.descent(&batch);
         for _ in 0..self.steps {
-            let (mut logits, mut gradient) = oracle.gradient(&batch, descent.ahead(&images))?;
+            let ahead = descent.ahead(&images);
+            let elsewhere = ahead.is_some();
+            let at = ahead.unwrap_or_else(|| images.clone());
+            let (mut logits, mut gradient) = oracle.gradient(&batch, at)?;
             check_gradient(&batch, &gradient)?;
             if self.early_exit == EarlyExit::WhenFooled {
-                if descent.looks_ahead() {
+                if elsewhere {
                     // Those logits are of a point that may lie outside the ball.
                     logits = oracle.logits(&batch, images.clone())?;
                 }
@@ -349,7 +352,8 @@ impl Attack for Pgd {
         let mut descent = self.descent(&batch);
         let mut images = self.starting_point(&batch, 0, first)?;
         for _ in 0..self.steps {
-            let (_, gradient) = oracle.gradient(&batch, descent.ahead(&images))?;
+            let at = descent.ahead(&images).unwrap_or_else(|| images.clone());
+            let (_, gradient) = oracle.gradient(&batch, at)?;
             images = descent.step(&batch, images, gradient);
         }
         Ok(batch.ball.rounded(images, dtype))
@@ -370,18 +374,13 @@ struct Descent {
 }
 
 impl Descent {
-    /// Whether the gradient is taken elsewhere than at the images.
-    fn looks_ahead(&self) -> bool {
-        self.lookahead == Lookahead::Nesterov && self.velocity.is_some()
-    }
-
-    /// Where to take the gradient.
-    fn ahead(&self, images: &Tensor<4>) -> Tensor<4> {
+    /// Where to take the gradient, if not at the images themselves.
+    fn ahead(&self, images: &Tensor<4>) -> Option<Tensor<4>> {
         match (self.lookahead, &self.velocity, self.decay) {
             (Lookahead::Nesterov, Some(velocity), Some(decay)) => {
-                images.clone() + velocity.clone() * self.size.clone() * decay
+                Some(images.clone() + velocity.clone() * self.size.clone() * decay)
             }
-            _ => images.clone(),
+            _ => None,
         }
     }
 

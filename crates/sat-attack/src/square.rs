@@ -183,29 +183,29 @@ impl Frame {
             change.iter().zip(&touched).map(|(v, &t)| if t { *v } else { 0.0 }).collect();
         let whole = self.norm.length(&change);
         let channel_count = channels as f64;
-        let budget = |channel: usize| match self.norm {
+        let budgets: Vec<f64> = match self.norm {
             // The official code's: the windows' length is a channel's own, and all is taken once a
             // channel.
             Norm::L1 => {
-                let area = height * width;
-                let held = self.norm.length(&held[channel * area..][..area]);
-                (walk.eps - whole).max(0.0) + held * channel_count
+                let left = (walk.eps - whole).max(0.0);
+                let held = held.chunks_exact(height * width).map(|held| self.norm.length(held));
+                held.map(|held| left + held * channel_count).collect()
             }
             norm => {
                 let held = norm.length(&held);
                 let left = (walk.eps.powi(2) - whole.powi(2)).max(0.0);
-                (left / channel_count + held * held).sqrt()
+                vec![(left / channel_count + held * held).sqrt(); channels]
             }
         };
         let bump = self.bump(side, &mut walk.stream);
         let mut fresh = Vec::with_capacity(channels * side * side);
-        for channel in 0..channels {
+        for (channel, budget) in budgets.into_iter().enumerate() {
             let sign = walk.stream.sign();
             let old: Vec<f64> = self.window(channel, first, side).map(|i| change[i]).collect();
             let old_length = self.norm.length(&old) + 1e-12;
             let new: Vec<f64> =
                 bump.iter().zip(&old).map(|(b, old)| sign * b + old / old_length).collect();
-            let scale = budget(channel) / (self.norm.length(&new) + 1e-12);
+            let scale = budget / (self.norm.length(&new) + 1e-12);
             fresh.extend(new.into_iter().map(|v| v * scale));
         }
         for channel in 0..channels {

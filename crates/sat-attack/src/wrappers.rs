@@ -228,8 +228,8 @@ impl<'m> Merge<'m> {
 /// The smallest radius at which an attack fools each sample, by bisection between 0 and `largest`,
 /// in the norm and bounds of `threat` (whose eps is not used). After `halvings` steps the distance is
 /// at most `largest / 2^halvings` above the smallest radius at which this attack succeeds, if its
-/// success does not fall with the radius; it is 0 where the model is wrong anyway. Works with any attack; [`Fab::minimal`](crate::Fab::minimal)
-/// needs fewer passes.
+/// success does not fall with the radius; it is 0 where the model is wrong anyway. Works with any
+/// attack; [`Fab::minimal`](crate::Fab::minimal) needs fewer passes.
 ///
 /// # Errors
 ///

@@ -107,17 +107,8 @@ impl<M> Trained<M> {
     /// The figures of the epoch whose weights are the [`result`](Self::result): the last, or the best if
     /// the recipe selects it. None before the first epoch has ended.
     pub fn result_epoch(&self) -> Option<&EpochSummary> {
-        let history = self.progress.history.iter();
-        match self.best {
-            None => history.last(),
-            Some(_) => {
-                history.reduce(
-                    |best, epoch| {
-                        if withstood(epoch) > withstood(best) { epoch } else { best }
-                    },
-                )
-            }
-        }
+        let history = &self.progress.history;
+        if self.best.is_some() { best_epoch(history) } else { history.last() }
     }
 
     /// Whether the training ran to its end.
@@ -322,7 +313,8 @@ pub fn train<M: Module + ModuleDisplay + Classifier, D: TrainingData>(
                     held_out,
                     learned: learned_parameters(result),
                 });
-                if recipe.select == Select::HeldOut && is_last_best(&progress.history) {
+                let best_so_far = best_epoch(&progress.history).map(|epoch| epoch.epoch);
+                if recipe.select == Select::HeldOut && best_so_far == Some(progress.epoch) {
                     best = Some(result.valid());
                 }
             }
@@ -352,15 +344,11 @@ pub fn train<M: Module + ModuleDisplay + Classifier, D: TrainingData>(
     Ok(Trained { model, averaged: average.map(WeightAverage::into_model), best, progress })
 }
 
-/// Whether no epoch before the last left as many held-out images right under PGD-10.
-fn is_last_best(history: &[EpochSummary]) -> bool {
-    let Some((last, before)) = history.split_last() else { return false };
-    before.iter().all(|epoch| withstood(epoch) < withstood(last))
-}
-
-/// The share of held-out images that PGD-10 left right.
-fn withstood(epoch: &EpochSummary) -> Option<f64> {
-    epoch.held_out.map(|held_out| held_out.pgd_accuracy)
+/// The epoch that left the most held-out images right under PGD-10, the first of equal ones.
+fn best_epoch(history: &[EpochSummary]) -> Option<&EpochSummary> {
+    let withstood = |epoch: &EpochSummary| epoch.held_out.map(|held_out| held_out.pgd_accuracy);
+    let better = |best, epoch| if withstood(epoch) > withstood(best) { epoch } else { best };
+    history.iter().reduce(better)
 }
 
 /// The next batch, and how long it took to come.

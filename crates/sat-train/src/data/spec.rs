@@ -53,7 +53,8 @@ pub enum DataSpec {
     /// `imagenet:DIR`: photographs in `DIR/val/<class>/` for [`Split::Test`], in
     /// `DIR/train/<class>/` for [`Split::Train`], or in `DIR/<class>/` for both. All are decoded into
     /// memory at 224 pixels, as for evaluation (the default of `EvaluateTransform`), at most
-    /// 14,266 of them: [`load_part`](Self::load_part) takes some. Training streams them instead, with `ImageFolder` (feature `images`).
+    /// 14,266 of them: [`load_part`](Self::load_part) takes some. Training streams them instead, with
+    /// `ImageFolder` (feature `images`).
     ImageNet(PathBuf),
 }
 
