@@ -98,7 +98,7 @@ pub(crate) fn exp_m1_nonpositive<S: Single>(x: S) -> S {
 pub(crate) fn sigmoid<S: Single>(x: S) -> (S, S) {
     let (k, r) = reduce(-x.at_least(-87.0).at_most(87.0));
     let e = exp_near_0(r) * S::power(k, 0);
-    let s = S::lit(1.0) / (S::lit(1.0) + e.clone());
+    let s = S::lit(1.0).over(S::lit(1.0) + e.clone());
     (s.clone(), e * s)
 }
 
@@ -116,7 +116,7 @@ pub(crate) fn times_sigmoid<S: Single>(x: S, t: S, rest: Option<S>) -> S {
         }
     };
     let sum = e.fma(S::power(k, -SHIFT), S::lit(TWO_TO_MINUS_SHIFT));
-    let quotient = x.clone() / sum * S::lit(TWO_TO_MINUS_SHIFT);
+    let quotient = x.clone().over(sum) * S::lit(TWO_TO_MINUS_SHIFT);
     (t - S::lit(40.0)).if_positive(x, quotient)
 }
 
@@ -130,7 +130,7 @@ pub(crate) fn ln_1p_series<S: Single>(t: S) -> (S, S, S) {
     let lost = S::lit(1.0) - (y - t.clone());
     let f = (fraction - S::lit(1.0)) + lost * S::inverse_power(exponent);
     let f = k.clone().if_nonpositive(t, f);
-    let s = f.clone() / (S::lit(2.0) + f.clone());
+    let s = f.clone().over(S::lit(2.0) + f.clone());
     let square = s.clone() * s.clone();
     let tail = atanh_tail(square.clone());
     // ln(1+f) = 2 s + 2 s^3 P = f - s (f - 2 s^2 P)

@@ -62,6 +62,10 @@ pub(crate) trait Value:
     fn fma(self, y: Self, c: Self) -> Self {
         self * y + c
     }
+    /// self / y for y from 2^-64 to 2^124, to 1 ulp where the quotient is a normal number.
+    fn over(self, y: Self) -> Self {
+        self / y
+    }
     /// `then` where self > 0, else `otherwise`.
     fn if_positive(self, then: Self, otherwise: Self) -> Self;
     /// `then` where self <= 0, else `otherwise`.
@@ -75,7 +79,7 @@ pub(crate) trait Value:
     /// e/(1+e), so nothing overflows and nothing cancels.
     fn sigmoid(self) -> (Self, Self) {
         let e = (-self.clone().abs()).exp();
-        let large = Self::lit(1.0) / (Self::lit(1.0) + e.clone());
+        let large = Self::lit(1.0).over(Self::lit(1.0) + e.clone());
         let small = e * large.clone();
         (self.clone().if_positive(large.clone(), small.clone()), self.if_positive(small, large))
     }
@@ -151,7 +155,7 @@ pub(crate) const FRAC_1_SQRT_2PI: f64 = 0.398_942_280_401_432_7;
 
 /// [`Value::ln_1p_series`] where ln(1 + t) is computed in another way.
 pub(crate) fn with_series<V: Value>(log: V, t: V) -> (V, V, V) {
-    let s = t.clone() / (V::lit(2.0) + t);
+    let s = t.clone().over(V::lit(2.0) + t);
     let tail = (s.clone() * s.clone()).atanh_tail();
     (log, s, tail)
 }

@@ -15,10 +15,10 @@ impl Formula for Mish {
         let whole = e.clone() * scale.clone();
         let two = || V::lit(2.0);
         let numerator = V::lit(1.0) + two() * whole.clone();
-        let above = numerator.clone() / (numerator + two() * (whole.clone() * whole.clone()));
+        let above = numerator.clone().over(numerator + two() * (whole.clone() * whole.clone()));
         // (e + 2)/(e(e + 2) + 2), written so that for small e the rounding is that of a correction.
         let correction = whole.clone() + whole.clone() * whole.clone();
-        let below = V::lit(1.0) - correction / (whole.clone() * (whole + two()) + two());
+        let below = V::lit(1.0) - correction.over(whole.clone() * (whole + two()) + two());
         let share = x.clone() * x.clone().if_positive(above, below);
         x.if_positive(share.clone(), share * e * scale)
     }
@@ -29,7 +29,7 @@ impl Formula for Mish {
         let x = x.at_least(-800.0).at_most(800.0);
         let (s, c) = x.clone().sigmoid();
         let square = c.clone() * c.clone();
-        let scale = V::lit(1.0) / (V::lit(1.0) + square.clone());
+        let scale = V::lit(1.0).over(V::lit(1.0) + square.clone());
         let t = s.clone() * (V::lit(1.0) + c) * scale.clone();
         let complement = V::lit(2.0) * (square * scale);
         t.clone() + x * s * complement * (V::lit(1.0) + t)

@@ -28,7 +28,7 @@ impl Formula for ParametricSoftplus {
         // Beyond 800 the bend is zero in every precision; the bound keeps inf * 0 away.
         let t = (a.clone() * x).abs().at_most(800.0);
         let e = (-t.clone()).exp();
-        let bend = t * (e.clone() / (V::lit(1.0) + e.clone())) + e.ln_1p_unit();
+        let bend = t * e.clone().over(V::lit(1.0) + e.clone()) + e.ln_1p_unit();
         [-(bend / (a.clone() * a)), V::lit(0.0)]
     }
 

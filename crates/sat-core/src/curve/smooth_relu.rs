@@ -46,14 +46,14 @@ impl Formula for SmoothRelu {
     #[inline(always)]
     fn slope<V: Value>(x: V, [a, _]: [V; 2]) -> V {
         let (_, t) = arguments(x, a);
-        t.clone() / (V::lit(1.0) + t)
+        t.clone().over(V::lit(1.0) + t)
     }
 
     /// \[ln(1+t) - t/(1+t)\]/a^2, which is x^2 \[1/(1+t) - (1 - s (1-s) P)/(2+t)\] for small t.
     #[inline(always)]
     fn parameter_slopes<V: Value>(x: V, [a, _]: [V; 2]) -> [V; 2] {
         let (x, t) = arguments(x, a.clone());
-        let recip = V::lit(1.0) / (V::lit(1.0) + t.clone());
+        let recip = V::lit(1.0).over(V::lit(1.0) + t.clone());
         let (log, _, half, w) = series(t.clone());
         let small = x.clone() * (x * (recip.clone() - half * (V::lit(1.0) - w)));
         let large = (log - t.clone() * recip) * (V::lit(1.0) / (a.clone() * a));

@@ -59,9 +59,12 @@ mod step {
         neg(x: F<N>) -> F<N> { -x }
         absolute(x: F<N>) -> F<N> { x.abs() }
         square_root(x: F<N>) -> F<N> { x.sqrt() }
-        // Half up, where `round` would leave halves to the driver.
-        round_half_up(x: F<N>) -> F<N> { (x + Vector::new(0.5)).floor() }
-        to_integer(x: F<N>) -> I<N> { Vector::cast_from(x) }
+        // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits. Taken back as an
+        // integer, since some drivers add the two constants up.
+        nearest(x: F<N>) -> I<N> {
+            let bits: Vector<i32, N> = Vector::reinterpret(x + Vector::new(12_582_912.0));
+            bits - Vector::new(0x4b40_0000)
+        }
         to_number(k: I<N>) -> F<N> { Vector::cast_from(k) }
         negative(k: I<N>) -> I<N> { -k }
         bits(x: F<N>) -> I<N> { Vector::reinterpret(x) }
@@ -72,6 +75,11 @@ mod step {
         exponent(bits: I<N>) -> I<N> { (bits >> Vector::new(23)) - Vector::new(127) }
         fraction(bits: I<N>) -> F<N> {
             Vector::reinterpret((bits & Vector::new(0x007f_ffff)) + Vector::new(0x3f80_0000))
+        }
+        // 1/y to 5.1 per cent: the exponent of a number is its logarithm, roughly.
+        reciprocal_guess(y: F<N>) -> F<N> {
+            let bits: Vector<i32, N> = Vector::reinterpret(y);
+            Vector::reinterpret(Vector::new(0x7ef3_11c7) - bits)
         }
     }
 
@@ -159,6 +167,17 @@ impl<'a, N: Size> Recorded<'a, N> {
         }
     }
 
+    /// Whether the kernel is for CUDA or HIP. Their fused multiply-add is fused, and their division, a
+    /// correctly rounded one, is a branch and a score of steps.
+    fn is_native(&self) -> bool {
+        self.scope().is_some_and(|scope| {
+            scope.state().device_properties.as_ref().is_some_and(|properties| {
+                let fingerprint = &properties.identity.fingerprint;
+                fingerprint.starts_with("ptx") || fingerprint.starts_with("hip")
+            })
+        })
+    }
+
     /// A vector's scope and numbers; a constant where formulas never take one.
     fn vector(self) -> (&'a Scope, Numbers<N>) {
         match self {
@@ -201,9 +220,8 @@ impl<'a, N: Size> Single for Recorded<'a, N> {
 
     fn nearest(self) -> (Self, Self::Exponent) {
         let (scope, x) = self.vector();
-        let rounded = step::round_half_up::expand::<N>(scope, x);
-        let k = step::to_integer::expand::<N>(scope, copy(&rounded));
-        (Recorded::Vector(scope, rounded), (scope, NativeExponent(k)))
+        let k = (scope, NativeExponent(step::nearest::expand::<N>(scope, x)));
+        (Self::again(Constant(0.0), k.clone()), k)
     }
 
     fn again(_: Self, (scope, k): Self::Exponent) -> Self {
@@ -220,8 +238,11 @@ impl<'a, N: Size> Single for Recorded<'a, N> {
     }
 
     fn exact_product(self, other: Self) -> (Self, Self) {
-        // Dekker 1971, because a fused multiply-add is not fused on every driver.
         let product = self.clone() * other.clone();
+        if product.is_native() {
+            return (product.clone(), self.fma(other, -product));
+        }
+        // Dekker 1971, because a fused multiply-add is not fused on every driver.
         let ((x_high, x_low), (y_high, y_low)) = (self.digits(), other.digits());
         let rest = x_high.clone() * y_high.clone() - product.clone();
         let rest = rest + (x_high * y_low.clone() + x_low.clone() * y_high) + x_low * y_low;
@@ -262,6 +283,23 @@ impl<N: Size> Value for Recorded<'_, N> {
         let (x, y, c) = (self.numbers(scope), y.numbers(scope), c.numbers(scope));
         Recorded::Vector(scope, step::fused::expand::<N>(scope, x, y, c))
     }
+    fn over(self, y: Self) -> Self {
+        let Recorded::Vector(scope, numbers) = &y else {
+            return self / y;
+        };
+        if !y.is_native() {
+            return self / y;
+        }
+        let guess =
+            Recorded::Vector(scope, step::reciprocal_guess::expand::<N>(scope, copy(numbers)));
+        // r (1 + e)(1 + e^2) is off by e^4, 7e-6, and what is left of x by that squared.
+        let e = (-y.clone()).fma(guess.clone(), Constant(1.0));
+        let r = guess.clone().fma(e.clone(), guess);
+        let r = r.clone().fma(e.clone() * e, r);
+        let quotient = self.clone() * r.clone();
+        let rest = (-y).fma(quotient.clone(), self);
+        rest.fma(r, quotient)
+    }
     fn split(c: f64) -> (Self, Self) {
         (Constant(f64::from(c as f32)), Constant(c - f64::from(c as f32)))
     }
@@ -272,7 +310,13 @@ impl<N: Size> Value for Recorded<'_, N> {
             }
             Constant(c) => Constant(f64::from(f32::from_bits((c as f32).to_bits() & 0xffff_f000))),
         };
-        (high.clone(), self - high)
+        // Not a difference, into which compilers draw the product that self may be, unrounded.
+        let low = if high.is_native() {
+            high.clone().fma(Constant(-1.0), self)
+        } else {
+            self - high.clone()
+        };
+        (high, low)
     }
     fn abs(self) -> Self {
         self.unary(step::absolute::expand::<N>, f64::abs)
