@@ -50,6 +50,8 @@ unpack() {
     echo "$work"
 }
 
+. benches/gpu/libdevice.sh
+
 run() {
     local dir=$1 name=$2 out=$3
     mkdir -p "$out"
@@ -107,6 +109,9 @@ experiments() {
     done
 }
 
+case "${1:-}" in
+run | steps | experiments) libdevice ;;
+esac
 case "${1:-}" in
 pack) pack "${2:?folder}" ;;
 run) run "${2:?folder}" "${3:?name of the machine}" "${4:?folder for results}" ;;
