@@ -15,6 +15,7 @@
 #                                    such as `--seeds 0 --stage train` are those of the example
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+. benches/gpu/libdevice.sh
 
 pack() {
     local dir=$1
@@ -50,10 +51,9 @@ unpack() {
     echo "$work"
 }
 
-. benches/gpu/libdevice.sh
-
 run() {
     local dir=$1 name=$2 out=$3
+    libdevice
     mkdir -p "$out"
     local work
     work=$(unpack "$dir")
@@ -80,6 +80,7 @@ run() {
 # compared with. Burn has no autocast: bf16 stands alone.
 steps() {
     local dir=$1 name=$2 out=$3
+    libdevice
     mkdir -p "$out"
     local work
     work=$(unpack "$dir")
@@ -100,6 +101,7 @@ steps() {
 experiments() {
     local dir=$1 data=$2 test=$3 out=$4
     shift 4
+    libdevice
     local work
     work=$(unpack "$dir")
     for plan in activations-cifar10 gradient-quality controls scaling-cifar10; do
@@ -109,9 +111,6 @@ experiments() {
     done
 }
 
-case "${1:-}" in
-run | steps | experiments) libdevice ;;
-esac
 case "${1:-}" in
 pack) pack "${2:?folder}" ;;
 run) run "${2:?folder}" "${3:?name of the machine}" "${4:?folder for results}" ;;

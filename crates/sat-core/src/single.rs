@@ -11,7 +11,8 @@ use crate::value::{ATANH_TAIL, Value};
 pub(crate) trait Single: Value {
     /// An integer.
     type Exponent: Clone;
-    /// The nearest integer to a number below 2^21 in size, as a number and as an exponent.
+    /// The nearest integer to a number below 2^21 in size, as a number and as an exponent. Of NaN nothing
+    /// is promised.
     fn nearest(self) -> (Self, Self::Exponent);
     /// The number of [`nearest`](Self::nearest) again, made anew from the exponent where a compiler
     /// would otherwise merge the two products of a sum n a + n b that stand apart for exactness.

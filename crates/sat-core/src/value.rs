@@ -62,7 +62,8 @@ pub(crate) trait Value:
     fn fma(self, y: Self, c: Self) -> Self {
         self * y + c
     }
-    /// self / y for y from 2^-64 to 2^124, to 1 ulp where the quotient is a normal number.
+    /// self / y for y from 2^-64 to 2^126, to 1 ulp if self and the quotient are finite and normal. Of
+    /// -0 it may be 0.
     fn over(self, y: Self) -> Self {
         self / y
     }

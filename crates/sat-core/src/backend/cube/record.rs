@@ -59,9 +59,11 @@ mod step {
         neg(x: F<N>) -> F<N> { -x }
         absolute(x: F<N>) -> F<N> { x.abs() }
         square_root(x: F<N>) -> F<N> { x.sqrt() }
-        // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits. Taken back as an
-        // integer, since some drivers add the two constants up.
-        nearest(x: F<N>) -> I<N> {
+        // Half up, where `round` would leave halves to the driver.
+        round_half_up(x: F<N>) -> F<N> { (x + Vector::new(0.5)).floor() }
+        to_integer(x: F<N>) -> I<N> { Vector::cast_from(x) }
+        // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
+        nearest_of_bits(x: F<N>) -> I<N> {
             let bits: Vector<i32, N> = Vector::reinterpret(x + Vector::new(12_582_912.0));
             bits - Vector::new(0x4b40_0000)
         }
@@ -78,7 +80,7 @@ mod step {
         }
         // 1/y to 5.1 per cent: the exponent of a number is its logarithm, roughly.
         reciprocal_guess(y: F<N>) -> F<N> {
-            let bits: Vector<i32, N> = Vector::reinterpret(y);
+            let bits: Vector<u32, N> = Vector::reinterpret(y);
             Vector::reinterpret(Vector::new(0x7ef3_11c7) - bits)
         }
     }
@@ -167,14 +169,13 @@ impl<'a, N: Size> Recorded<'a, N> {
         }
     }
 
-    /// Whether the kernel is for CUDA or HIP. Their fused multiply-add is fused, and their division, a
-    /// correctly rounded one, is a branch and a score of steps.
-    fn is_native(&self) -> bool {
+    /// Whether the kernel is for CUDA: nothing but products and sums is merged there, and a division or a
+    /// rounding to integers costs as much as many multiplications.
+    fn is_cuda(&self) -> bool {
         self.scope().is_some_and(|scope| {
-            scope.state().device_properties.as_ref().is_some_and(|properties| {
-                let fingerprint = &properties.identity.fingerprint;
-                fingerprint.starts_with("ptx") || fingerprint.starts_with("hip")
-            })
+            let state = scope.state();
+            let properties = state.device_properties.as_ref();
+            properties.is_some_and(|device| device.identity.fingerprint.starts_with("ptx"))
         })
     }
 
@@ -219,9 +220,15 @@ impl<'a, N: Size> Single for Recorded<'a, N> {
     type Exponent = (&'a Scope, NativeExponent<N>);
 
     fn nearest(self) -> (Self, Self::Exponent) {
+        let is_cuda = self.is_cuda();
         let (scope, x) = self.vector();
-        let k = (scope, NativeExponent(step::nearest::expand::<N>(scope, x)));
-        (Self::again(Constant(0.0), k.clone()), k)
+        if is_cuda {
+            let k = (scope, NativeExponent(step::nearest_of_bits::expand::<N>(scope, x)));
+            return (Self::again(Constant(0.0), k.clone()), k);
+        }
+        let rounded = step::round_half_up::expand::<N>(scope, x);
+        let k = step::to_integer::expand::<N>(scope, copy(&rounded));
+        (Recorded::Vector(scope, rounded), (scope, NativeExponent(k)))
     }
 
     fn again(_: Self, (scope, k): Self::Exponent) -> Self {
@@ -239,7 +246,9 @@ impl<'a, N: Size> Single for Recorded<'a, N> {
 
     fn exact_product(self, other: Self) -> (Self, Self) {
         let product = self.clone() * other.clone();
-        if product.is_native() {
+        if product.is_cuda() {
+            // Not a product, which compilers draw unrounded into the sums it is a term of.
+            let product = self.clone().fma(other.clone(), Constant(-0.0));
             return (product.clone(), self.fma(other, -product));
         }
         // Dekker 1971, because a fused multiply-add is not fused on every driver.
@@ -287,12 +296,12 @@ impl<N: Size> Value for Recorded<'_, N> {
         let Recorded::Vector(scope, numbers) = &y else {
             return self / y;
         };
-        if !y.is_native() {
+        if !y.is_cuda() {
             return self / y;
         }
         let guess =
             Recorded::Vector(scope, step::reciprocal_guess::expand::<N>(scope, copy(numbers)));
-        // r (1 + e)(1 + e^2) is off by e^4, 7e-6, and what is left of x by that squared.
+        // The guess times (1 + e)(1 + e^2) is off by e^4, 7e-6, and the quotient by that squared.
         let e = (-y.clone()).fma(guess.clone(), Constant(1.0));
         let r = guess.clone().fma(e.clone(), guess);
         let r = r.clone().fma(e.clone() * e, r);
@@ -311,7 +320,7 @@ impl<N: Size> Value for Recorded<'_, N> {
             Constant(c) => Constant(f64::from(f32::from_bits((c as f32).to_bits() & 0xffff_f000))),
         };
         // Not a difference, into which compilers draw the product that self may be, unrounded.
-        let low = if high.is_native() {
+        let low = if high.is_cuda() {
             high.clone().fma(Constant(-1.0), self)
         } else {
             self - high.clone()
