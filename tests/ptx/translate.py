@@ -257,11 +257,11 @@ class Function:
     def do_bar(self, words, operands):
         if "warp" in words:
             return self.meet("WARP_BARRIER") + ";"
-        if operands[0] != "0" and "red" not in words or len(operands) > 1 and "red" not in words:
-            raise Unknown("a barrier of some threads")
         if "red" in words:
             kind = "BARRIER_" + next(word for word in words if word in ("or", "and", "popc")).upper()
             return self.set(operands[0], self.meet(kind, self.value(operands[-1], "pred")))
+        if operands != ["0"]:
+            raise Unknown("a barrier of some threads")
         return self.meet("BARRIER") + ";"
 
     do_barrier = do_bar
