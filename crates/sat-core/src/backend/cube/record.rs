@@ -319,13 +319,7 @@ impl<N: Size> Value for Recorded<'_, N> {
             }
             Constant(c) => Constant(f64::from(f32::from_bits((c as f32).to_bits() & 0xffff_f000))),
         };
-        // Not a difference, into which compilers draw the product that self may be, unrounded.
-        let low = if high.is_cuda() {
-            high.clone().fma(Constant(-1.0), self)
-        } else {
-            self - high.clone()
-        };
-        (high, low)
+        (high.clone(), self - high)
     }
     fn abs(self) -> Self {
         self.unary(step::absolute::expand::<N>, f64::abs)
