@@ -175,13 +175,15 @@ pub fn evaluate<L: Into<Labels>>(
 }
 
 /// How adversarial images are kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Pixels {
     /// As they are: f64 for f64 images, else f32.
     Float,
-    /// Rounded to 256 levels between the bounds. What is reported is measured on the rounded images:
-    /// an image that rounding takes out of the ball is replaced by the clean one.
+    /// At 256 levels between the bounds, each value rounded towards the clean one, so that images of
+    /// such levels stay within the ball. What is reported is measured on the rounded images. An image
+    /// whose clean values lie between the levels, and which rounding takes out of the ball, is replaced
+    /// by the clean one.
     Byte,
 }
 
@@ -214,8 +216,8 @@ impl<'e> Evaluation<'e> {
     /// flushed and renamed), and goes on from it if it is there. A run that is killed loses at most
     /// one batch and ends with the report of an uninterrupted one, but for the seconds.
     ///
-    /// The state knows its attack and settings, threat, model name, images and labels, and the
-    /// logits of the first image.
+    /// The state knows its attack and settings, threat, model name, images and labels, the logits of
+    /// the first image, and how adversarial images are kept.
     pub fn resume_from(mut self, path: impl Into<PathBuf>) -> Self {
         self.state = Some(path.into());
         self
@@ -243,7 +245,9 @@ impl<'e> Evaluation<'e> {
         batches: impl IntoIterator<Item = (Tensor<4>, L)>,
         mut progress: impl FnMut(&Report) -> ControlFlow<()>,
     ) -> Result<Report, AttackError> {
-        let mut state = State::new(&self.model, self.attack.describe(), self.threat.clone());
+        let pixels = self.images.as_ref().map(|(_, pixels)| *pixels);
+        let mut state =
+            State::new(&self.model, self.attack.describe(), self.threat.clone(), pixels);
         let mut done = 0;
         if let Some(path) = &self.state {
             match State::read(path)? {
@@ -367,17 +371,32 @@ impl<'e> Evaluation<'e> {
         let (lower, upper) = threat.bounds;
         let scale = 255.0 / (upper - lower);
         let dtype = adversarial.images.dtype();
-        let levels = ((widen(adversarial.images) - lower) * scale).round();
-        let images = batch.ball.masked((levels / scale + lower).clamp(lower, upper));
         let clean = batch.ball.centre();
-        let distances = threat.norm.lengths(&(images.clone() - clean.clone()))?;
+        let [nearest, levels] =
+            [clean.clone(), widen(adversarial.images)].map(|images| (images - lower) * scale);
+        let above = levels.clone().greater(nearest.clone());
+        let nearest = nearest.round();
+        // Towards the clean values, but not past the level nearest to them. Values that lie no further
+        // than `slack` from a level count as there: pixels and eps are rounded numbers themselves.
+        let towards_clean = |slack: f64| {
+            let down = (levels.clone() + slack).floor().max_pair(nearest.clone());
+            let up = (levels.clone() - slack).ceil().min_pair(nearest.clone());
+            let levels = up.mask_where(above.clone(), down);
+            batch.ball.masked((levels / scale + lower).clamp(lower, upper))
+        };
         let radii = threat.radii(batch.len())?;
-        // Levels, clean pixels and eps are rounded once each.
-        let rounding = 1e-6 * (upper - lower);
-        let outside: Vec<usize> = (0..batch.len())
-            .filter(|&row| distances[row] > radii[row] * (1.0 + 1e-6) + rounding)
-            .collect();
-        let images = batch.replace(images, &clean, &outside);
+        let outside = |images: &Tensor<4>| -> Result<Vec<usize>, AttackError> {
+            let distances = threat.norm.lengths(&(images.clone() - clean.clone()))?;
+            // Levels, clean pixels and eps are rounded once each.
+            let rounding = 1e-6 * (upper - lower);
+            let reach = |row: usize| radii[row] * (1.0 + 1e-6) + rounding;
+            Ok((0..batch.len()).filter(|&row| distances[row] > reach(row)).collect())
+        };
+        let mut images = towards_clean(1e-4);
+        let rows = outside(&images)?;
+        images = batch.replace(images, &towards_clean(0.0), &rows);
+        let rows = outside(&images)?;
+        images = batch.replace(images, &clean, &rows);
         let oracle = Oracle::new(self.victim, &Loss::CrossEntropy, dtype);
         let mut judged = oracle.verdict(batch, images)?;
         judged.cost += adversarial.cost;

@@ -24,6 +24,9 @@ pub(crate) struct State {
     model: String,
     attack: Value,
     threat: ThreatModel,
+    /// How adversarial images are kept; `None` if they are not.
+    #[serde(default)]
+    pixels: Option<Pixels>,
     /// Of the images and labels done.
     pub(crate) images: Checksum,
     /// Of the first image; `None` if the model does not repeat them.
@@ -32,12 +35,18 @@ pub(crate) struct State {
 }
 
 impl State {
-    pub(crate) fn new(model: &str, attack: Value, threat: ThreatModel) -> Self {
+    pub(crate) fn new(
+        model: &str,
+        attack: Value,
+        threat: ThreatModel,
+        pixels: Option<Pixels>,
+    ) -> Self {
         Self {
             version: VERSION,
             model: model.to_owned(),
             attack,
             threat,
+            pixels,
             images: Checksum::new(),
             logits: None,
             report: Report::default(),
@@ -79,6 +88,8 @@ impl State {
             "attack"
         } else if self.threat != new.threat {
             "threat"
+        } else if self.pixels != new.pixels {
+            "way of keeping images"
         } else {
             return Ok(());
         };

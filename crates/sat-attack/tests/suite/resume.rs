@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Tensor};
 use sat_attack::{
-    Attack, AttackError, AutoAttack, Cost, Evaluation, Fgsm, Pgd, Pixels, Report, ThreatModel,
-    Victim, evaluate,
+    Attack, AttackError, AutoAttack, Cost, Evaluation, Fgsm, Norm, Pgd, Pixels, Report,
+    ThreatModel, Victim, evaluate,
 };
 
 use crate::models::{batch, convolutional, labels, linear, to_vec};
@@ -122,6 +122,9 @@ fn states_of_other_evaluations_are_refused_and_kept() {
     assert_eq!(what(Evaluation::new(&victim, &other, &threat).model("a"), data()), "attack");
     let wide = ThreatModel::linf(0.1);
     assert_eq!(what(Evaluation::new(&victim, &attack, &wide).model("a"), data()), "threat");
+    let kept = Evaluation::new(&victim, &attack, &threat).model("a");
+    let kept = kept.keep_images(folder.path().join("kept"), Pixels::Float);
+    assert_eq!(what(kept, data()), "way of keeping images");
     let stranger = convolutional(9, 5);
     let same_name = Evaluation::new(&stranger, &attack, &threat).model("a");
     assert_eq!(what(same_name, data()), "model's output");
@@ -302,6 +305,49 @@ fn rounded_images_are_judged_after_rounding() {
         Evaluation::new(&victim, &attack, &threat).keep_images(folder.path(), Pixels::Byte);
     let report = evaluation.run([(x, classes)], go_on).unwrap();
     assert_eq!(report.robust_correct, COUNT);
+}
+
+#[test]
+fn rounding_keeps_the_ball_and_most_of_the_change() {
+    let victim = convolutional(1, 5);
+    let x = (batch(2, COUNT) * 255.0).round() / 255.0;
+    let clean = to_vec(x.clone());
+    let classes = labels(&victim, &x);
+    let folder = tempfile::tempdir().unwrap();
+    // None is a whole number of levels.
+    for (norm, eps) in [(Norm::Linf, 0.1), (Norm::L2, 0.5), (Norm::L1, 2.3)] {
+        let threat = ThreatModel::new(norm, eps);
+        let attack = Pgd::default().steps(5);
+        let evaluation =
+            Evaluation::new(&victim, &attack, &threat).keep_images(folder.path(), Pixels::Byte);
+        let report = evaluation.run([(x.clone(), classes.clone())], go_on).unwrap();
+        let (_, bytes) = read_npy(&folder.path().join("000000.npy"));
+        let adversarial = attack
+            .run(&victim, x.clone(), sat_attack::Goal::untargeted(classes.clone()), &threat)
+            .unwrap();
+        let exact = to_vec(adversarial.images);
+        let size = clean.len() / COUNT;
+        for image in 0..COUNT {
+            let of = image * size..(image + 1) * size;
+            let change: Vec<f64> =
+                of.clone().map(|i| f64::from(bytes[i]) / 255.0 - f64::from(clean[i])).collect();
+            let length = match norm {
+                Norm::Linf => change.iter().fold(0.0, |most: f64, d| most.max(d.abs())),
+                Norm::L2 => change.iter().map(|d| d * d).sum::<f64>().sqrt(),
+                _ => change.iter().map(|d| d.abs()).sum(),
+            };
+            assert!(length <= eps + 2e-6, "{length} in {norm}");
+            for (i, change) in of.zip(change) {
+                let exact = f64::from(exact[i] - clean[i]);
+                let lost = exact.abs() - change.abs();
+                assert!(
+                    change * exact > -1e-9 && lost > -1e-6 && lost < 1.0 / 255.0,
+                    "{change}, {exact}"
+                );
+            }
+        }
+        assert!(report.robust_correct < COUNT, "{norm}");
+    }
 }
 
 #[test]
