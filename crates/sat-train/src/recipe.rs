@@ -128,7 +128,8 @@ pub enum Decayed {
 pub struct TrainingAttack {
     /// The norm of the perturbation: `linf`, `l2` or `l1`.
     pub norm: Norm,
-    /// The largest perturbation, in units of images in [0, 1]; a number, or a text such as `"8/255"`.
+    /// The largest perturbation, in units of images in [0, 1]; a number, or a text such as `"8/255"`. L2
+    /// and L1 have no usual size and need it.
     #[serde(deserialize_with = "number_or_fraction")]
     pub eps: f64,
     /// Gradient steps per batch, at least 1.
@@ -390,6 +391,8 @@ impl TrainingAttack {
         let below_one = "below 1 for Linf, since images lie in [0, 1]; did you mean a fraction, \
                          such as \"8/255\" instead of 8?";
         check(norm != Norm::Linf || eps < 1.0, "attack.eps", eps, below_one)?;
+        let left_out = norm != Norm::Linf && eps == Self::default().eps;
+        check(!left_out, "attack.eps", eps, "given for l2 and l1; this is the default of linf")?;
         check(steps > 0, "attack.steps", steps as f64, "at least 1")?;
         if let Some(size) = step_size {
             let valid = size.is_finite() && size > 0.0;

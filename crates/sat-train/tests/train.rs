@@ -273,7 +273,9 @@ fn bad_recipes_are_named() {
     let start = AttackStart::NFgsm { spread: 2.0 };
     assert_eq!(field_of(TrainingAttack { start, steps: 2, ..default() }), "attack.steps");
     let norm = Norm::L2;
-    assert_eq!(field_of(TrainingAttack { start, norm, ..default() }), "attack.start.spread");
+    assert_eq!(field_of(TrainingAttack { norm, ..default() }), "attack.eps");
+    let eps = 0.5;
+    assert_eq!(field_of(TrainingAttack { start, norm, eps, ..default() }), "attack.start.spread");
     let step_size = Some(0.01);
     assert_eq!(field_of(TrainingAttack { start, step_size, ..default() }), "attack.step_size");
     assert_eq!(field(Recipe { parts: 3, ..recipe() }), "parts");
