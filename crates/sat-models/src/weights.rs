@@ -212,12 +212,15 @@ pub struct ShapeMismatch {
     pub found: Vec<usize>,
 }
 
+/// The first few by name: another architecture has hundreds.
 fn listed(what: &str, items: &[impl ToString]) -> String {
+    const NAMED: usize = 6;
     if items.is_empty() {
         return String::new();
     }
-    let names: Vec<String> = items.iter().map(ToString::to_string).collect();
-    format!(" {} {what} ({})", items.len(), names.join(", "))
+    let names: Vec<String> = items.iter().take(NAMED).map(ToString::to_string).collect();
+    let more = if items.len() > NAMED { ", ..." } else { "" };
+    format!(" {} {what} ({}{more})", items.len(), names.join(", "))
 }
 
 /// Writes the parameters and running statistics of `model` to `path`, as f32.
