@@ -160,7 +160,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     // At eps 0 there is nothing to plot against.
     for factor in PLOT_FACTORS.iter().filter(|_| eps > 0.0) {
         let threat = ThreatModel::new(threat.norm, factor * eps);
-        curve.push((factor * eps, under(&few, &threat)?.robust_accuracy()));
+        curve.push((factor * eps, under(&few, &threat)?.worst_case_accuracy()));
     }
     let name = format!("{}, {}", arguments.model, arguments.activation);
 
@@ -183,6 +183,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         "n": report.n,
         "clean_correct": report.clean_correct,
         "robust_correct": report.robust_correct,
+        "worst_case_correct": report.worst_case_correct,
         "clean_ce": report.clean_ce,
         "adv_ce": report.adv_ce,
         "curve": curve,
@@ -195,7 +196,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         table,
         "| {name} | {:.2} % | {:.2} % | {} | {:.0} |",
         100.0 * report.clean_accuracy(),
-        100.0 * report.robust_accuracy(),
+        100.0 * report.worst_case_accuracy(),
         report.n,
         trained.progress.seconds
     )?;

@@ -8,15 +8,16 @@
 mod common;
 
 use burn::tensor::Tensor;
-use clap::{ArgAction, Parser, ValueEnum};
+use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum, parser::ValueSource};
 use common::{
+    linf_eps,
     output::{check_writable, write},
     recorded::{Recorded, Statistics},
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use sat::{
     attack::{
-        Apgd, Attack, AutoAttack, BothGradients, Cost, Eot, Evaluation, Fab, FewClasses, Fgsm,
+        Apgd, Attack, AutoAttack, BothGradients, Cost, Eot, Eps, Evaluation, Fab, FewClasses, Fgsm,
         Flag, Goal, Identity, Loss, Member, NFgsm, Norm, Pgd, Pixels, RFgsm, RandomStart, Report,
         Restarts, SampleRecord, Square, StageReport, ThreatModel, Victim, eps_sweep, minimal_norm,
     },
@@ -26,17 +27,26 @@ use sat::{
 };
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-use std::{fs, io, ops::ControlFlow, path::PathBuf, process::ExitCode};
+use std::{
+    fs, io,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 /// Measures clean and robust accuracy.
 #[derive(Parser, Debug)]
 struct Arguments {
-    /// The network, such as resnet20 or efficientnet_b0 (docs/models.md lists all). By default the
+    /// The network, such as resnet20 or efficientnet_b0 (`--example models` lists all). By default the
     /// one that the weights file describes.
     #[arg(long)]
     model: Option<ModelName>,
-    /// The activation, such as silu or relu~psoftplus:10. By default the one that the weights file
-    /// describes.
+    /// A network that no name stands for: a JSON file of its configuration, as `--json` writes it under
+    /// `network`.
+    #[arg(long, conflicts_with = "model")]
+    network: Option<PathBuf>,
+    /// The activation, such as silu or relu~psoftplus:10. By default the one that --network or the weights
+    /// file describes.
     #[arg(long)]
     activation: Option<ActivationConfig>,
     /// A safetensors file with PyTorch's names, or a PyTorch checkpoint.
@@ -52,9 +62,10 @@ struct Arguments {
     /// The norm of the perturbation: linf, l2 or l1.
     #[arg(long, default_value_t = Norm::Linf)]
     norm: Norm,
-    /// The largest perturbation, for images in [0, 1].
-    #[arg(long, default_value = "8/255", value_parser = common::eps, allow_hyphen_values = true)]
-    eps: f64,
+    /// The largest perturbation, for images in [0, 1]; 8/255 by default in linf. Usual in CIFAR-10 are
+    /// 0.5 in l2 and 12 in l1.
+    #[arg(long, value_parser = common::eps, allow_hyphen_values = true)]
+    eps: Option<f64>,
     /// In place of one eps: rising sizes such as 1/255,2/255,4/255. Prints how many images withstand
     /// each; an image that falls to a small one is not attacked again.
     #[arg(long, value_delimiter = ',', value_parser = common::eps, conflicts_with_all = ["state", "keep_images"])]
@@ -72,10 +83,10 @@ struct Arguments {
     /// The loss that FGSM, PGD and their kin follow.
     #[arg(long, value_enum, default_value_t = LossName::Ce)]
     loss: LossName,
-    /// Which AutoAttack.
-    #[arg(long, value_enum, default_value_t = VersionName::Standard)]
-    version: VersionName,
-    /// The attacks of `--version custom`, in order: apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square.
+    /// Which AutoAttack. By default standard, or custom if --attacks names some.
+    #[arg(long, value_enum)]
+    version: Option<VersionName>,
+    /// The attacks of a custom AutoAttack, in order: apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square.
     #[arg(long, value_delimiter = ',', required_if_eq("version", "custom"))]
     attacks: Vec<Member>,
     /// What the DLR losses do with fewer than 3 classes (APGD-T: 4): fail, or follow the margin.
@@ -127,7 +138,7 @@ struct Arguments {
     #[arg(long)]
     keep_images: Option<PathBuf>,
     /// How to keep them: exactly, or rounded to 8 bits and judged after rounding.
-    #[arg(long, value_enum, default_value_t = PixelsName::Float)]
+    #[arg(long, value_enum, default_value_t = PixelsName::Float, requires = "keep_images")]
     pixels: PixelsName,
     /// Where to write the report.
     #[arg(long)]
@@ -177,7 +188,7 @@ enum LossName {
     Margin,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum VersionName {
     /// APGD-CE, APGD-T, FAB-T, Square.
     Standard,
@@ -216,6 +227,8 @@ enum PixelsName {
 /// What can go wrong besides the libraries' own errors.
 #[derive(Debug, thiserror::Error)]
 enum EvaluateError {
+    #[error("{} is no configuration of a network: {reason}", path.display())]
+    Network { path: PathBuf, reason: String },
     #[error("{} does not say which network it is for; give --model and --activation", .0.display())]
     Unnamed(PathBuf),
     #[error("--model says nothing of the activation; give --activation too")]
@@ -234,6 +247,12 @@ enum EvaluateError {
     Resolution { trained: usize, data: usize },
     #[error("--limit is 0; leave it out to use all images")]
     NoImages,
+    #[error("--norm {0} needs --eps: no size is usual for all images")]
+    NoEps(Norm),
+    #[error("--attack {attack} does not read --{option}; leave it out")]
+    Unread { attack: String, option: String },
+    #[error("--attacks names the attacks of --version custom, which --version {0} is not")]
+    NotCustom(String),
 }
 
 type Failure = Box<dyn std::error::Error>;
@@ -275,17 +294,91 @@ struct AttackOutput<'a> {
 
 fn main() -> ExitCode {
     common::pages::keep_pages();
-    common::exit_code(run(&Arguments::parse()))
+    let given = Arguments::command().get_matches();
+    let arguments = Arguments::from_arg_matches(&given).unwrap_or_else(|error| error.exit());
+    let is_given = |option: &str| given.value_source(option) == Some(ValueSource::CommandLine);
+    common::exit_code(check_options(&arguments, is_given).and_then(|()| run(&arguments)))
+}
+
+impl AttackName {
+    /// The options of the command line that it reads, of those that not all attacks do.
+    fn options(self) -> &'static [&'static str] {
+        match self {
+            Self::None => &[],
+            Self::Fgsm => &["loss", "eot"],
+            Self::RFgsm | Self::NFgsm => &["loss", "eot", "restarts"],
+            Self::Pgd | Self::MiFgsm | Self::NiFgsm => &[
+                "loss",
+                "eot",
+                "restarts",
+                "steps",
+                "step_size",
+                "random_start",
+                "stop_when_fooled",
+            ],
+            Self::ApgdCe => &["eot", "restarts", "steps", "random_start", "stop_when_fooled"],
+            Self::ApgdDlr | Self::ApgdT => {
+                &["eot", "restarts", "steps", "random_start", "stop_when_fooled", "few_classes"]
+            }
+            Self::Fab | Self::FabT => &["eot", "restarts", "steps"],
+            Self::Square => &["restarts", "queries"],
+            Self::Autoattack => {
+                &["eot", "restarts", "steps", "queries", "few_classes", "version", "attacks"]
+            }
+        }
+    }
+}
+
+/// Refuses options that say nothing to the attack: who gives one expects it to count.
+fn check_options(arguments: &Arguments, is_given: impl Fn(&str) -> bool) -> Result<(), Failure> {
+    let all = AttackName::value_variants().iter().flat_map(|attack| attack.options());
+    let read = arguments.attack.options();
+    for option in all {
+        if is_given(option) && !read.contains(option) {
+            let attack = value_name(&arguments.attack);
+            return Err(EvaluateError::Unread { attack, option: option.replace('_', "-") }.into());
+        }
+    }
+    match &arguments.version {
+        Some(version) if !arguments.attacks.is_empty() && *version != VersionName::Custom => {
+            Err(EvaluateError::NotCustom(value_name(version)).into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// As on the command line.
+fn value_name(value: &impl ValueEnum) -> String {
+    value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+}
+
+impl Arguments {
+    fn threat(&self) -> Result<ThreatModel, Failure> {
+        let eps = match (self.norm, self.eps) {
+            (Norm::Linf, eps) => linf_eps(eps.unwrap_or(8.0 / 255.0))?,
+            // They start from nothing and are given each size.
+            (_, None) if !self.sweep.is_empty() => 0.0,
+            (norm, None) => return Err(EvaluateError::NoEps(norm).into()),
+            (_, Some(eps)) => eps,
+        };
+        if self.norm == Norm::Linf {
+            self.sweep.iter().try_for_each(|eps| linf_eps(*eps).map(drop))?;
+        }
+        Ok(ThreatModel::new(self.norm, eps))
+    }
 }
 
 fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let mut attack = attack(arguments);
+    let threat = arguments.threat()?;
+    let bar = ProgressBar::new(0);
+    let mut attack = attack(arguments, &bar);
     if arguments.limit == Some(0) {
         return Err(EvaluateError::NoImages.into());
     }
     if let Some(path) = &arguments.json {
         check_writable(path)?;
     }
+    let configured = arguments.network.as_deref().map(read_network).transpose()?;
     let device = arguments.device.open()?;
     let data = arguments.data.load_part(Split::Test, arguments.limit.unwrap_or(usize::MAX))?;
     let recorded = Recorded::of(&arguments.weights)?;
@@ -293,7 +386,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     if trained != data.height() {
         return Err(EvaluateError::Resolution { trained, data: data.height() }.into());
     }
-    let (name, network) = network(arguments, &recorded, &data)?;
+    let (name, network) = network(arguments, configured, &recorded, &data)?;
     let activation = network.activation().clone();
     let model = load_weights(network.init(0, &device), &arguments.weights)?;
     let bytes = fs::read(&arguments.weights)
@@ -315,17 +408,34 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         }
         attack = Box::new(BothGradients::new(attack, twin));
     }
-    let threat = ThreatModel::new(arguments.norm, arguments.eps);
+    println!(
+        "{name} with {activation}, {}; {} images of {} by {} pixels",
+        match &normalization {
+            Some((mean, std)) => format!("normalised by mean {mean:?} and deviation {std:?}"),
+            None => "images not normalised".to_owned(),
+        },
+        data.len(),
+        data.height(),
+        data.width(),
+    );
+    let weights_sha256: String =
+        Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    let about = serde_json::json!({
+        "n": data.len(),
+        "norm": arguments.norm,
+        "attack": attack.describe(),
+        "network": network,
+        "weights_sha256": weights_sha256,
+        "data": arguments.data.to_string(),
+    });
     if !arguments.sweep.is_empty() {
         let batches = data.batches(arguments.batch).map(|indices| data.batch(&indices, &device));
-        return sweep(arguments, &victim, attack.as_ref(), batches);
+        return sweep(arguments, &victim, attack.as_ref(), batches, about);
     }
     if let Some(halvings) = arguments.minimal_norm {
         let batches = data.batches(arguments.batch).map(|indices| data.batch(&indices, &device));
-        return smallest(arguments, &victim, attack.as_ref(), batches, halvings);
+        return smallest(arguments, &victim, attack.as_ref(), batches, (&threat, halvings), about);
     }
-    let weights_sha256: String =
-        Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
     let mut evaluation = Evaluation::new(&victim, attack.as_ref(), &threat)
         .model(format!("{weights_sha256} {name} {activation}"));
     if let Some(path) = &arguments.state {
@@ -339,7 +449,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         evaluation = evaluation.keep_images(folder, pixels);
     }
 
-    let bar = ProgressBar::new(data.len() as u64);
+    bar.set_length(data.len() as u64);
     if let Ok(style) =
         ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}  {elapsed} gone, {eta} to go")
     {
@@ -415,6 +525,7 @@ fn sweep(
     victim: &Victim<'_>,
     attack: &dyn Attack,
     batches: impl Iterator<Item = (Tensor<4>, Vec<usize>)>,
+    mut about: serde_json::Value,
 ) -> Result<(), Failure> {
     let threat = ThreatModel::new(arguments.norm, 0.0);
     let row = |&eps| SweepRow { eps, robust_correct: 0, forwards: 0, backwards: 0 };
@@ -435,13 +546,8 @@ fn sweep(
         println!("| {:.5} | {} |", row.eps, row.robust_correct);
     }
     if let Some(path) = &arguments.json {
-        let output = serde_json::json!({
-            "n": n,
-            "norm": arguments.norm,
-            "attack": attack.describe(),
-            "sweep": rows,
-        });
-        write(path, &serde_json::to_vec_pretty(&output)?)?;
+        about["sweep"] = serde_json::to_value(&rows)?;
+        write(path, &serde_json::to_vec_pretty(&about)?)?;
     }
     Ok(())
 }
@@ -452,43 +558,50 @@ fn smallest(
     victim: &Victim<'_>,
     attack: &dyn Attack,
     batches: impl Iterator<Item = (Tensor<4>, Vec<usize>)>,
-    halvings: usize,
+    (threat, halvings): (&ThreatModel, usize),
+    mut about: serde_json::Value,
 ) -> Result<(), Failure> {
-    let (threat, largest) = (ThreatModel::new(arguments.norm, arguments.eps), arguments.eps);
+    let largest = match threat.eps {
+        Eps::Uniform(eps) => eps,
+        Eps::PerSample(_) => unreachable!("the command line has one eps"),
+    };
     let mut distances: Vec<f64> = Vec::new();
     let mut cost = Cost::default();
     for (images, labels) in batches {
         let goal = Goal::untargeted(labels).numbered_from(distances.len() as u64);
-        let found = minimal_norm(attack, victim, images, goal, &threat, largest, halvings)?;
+        let found = minimal_norm(attack, victim, images, goal, threat, largest, halvings)?;
         distances.extend(found.distances);
         cost += found.cost;
     }
-    let n = distances.len();
-    let mut fooled: Vec<f64> = distances.iter().copied().filter(|d| d.is_finite()).collect();
-    fooled.sort_by(f64::total_cmp);
-    println!("{} of {n} images fooled within {largest:.5} ({})", fooled.len(), arguments.norm);
-    if let Some(last) = fooled.last() {
-        let mean = fooled.iter().sum::<f64>() / fooled.len() as f64;
-        let median = fooled[fooled.len() / 2];
-        println!(
-            "their smallest perturbations: mean {mean:.6}, median {median:.6}, largest {last:.6}"
-        );
+    // Of images that need an attack; an infinite distance is one beyond the largest.
+    let mut right: Vec<f64> = distances.iter().copied().filter(|d| *d > 0.0).collect();
+    right.sort_by(f64::total_cmp);
+    let fooled = right.iter().filter(|d| d.is_finite()).count();
+    println!(
+        "{} of {} images are misclassified without an attack; of the others {fooled} of {} are fooled \
+         within {largest:.5} ({})",
+        distances.len() - right.len(),
+        distances.len(),
+        right.len(),
+        arguments.norm
+    );
+    match right.get(right.len() / 2) {
+        Some(median) if median.is_finite() => {
+            println!("the median of their smallest perturbations is {median:.6}");
+        }
+        Some(_) => println!("the median of their smallest perturbations is above {largest:.6}"),
+        None => {}
     }
     if let Some(path) = &arguments.json {
         // JSON has no infinity: an image that withstands the largest size has no distance.
         let distances: Vec<Option<f64>> =
             distances.into_iter().map(|d| d.is_finite().then_some(d)).collect();
-        let output = serde_json::json!({
-            "n": n,
-            "norm": arguments.norm,
-            "largest": largest,
-            "attack": attack.describe(),
-            "distances": distances,
-            "forwards": cost.forwards,
-            "backwards": cost.backwards,
-            "seconds": cost.seconds,
-        });
-        write(path, &serde_json::to_vec_pretty(&output)?)?;
+        about["largest"] = largest.into();
+        about["distances"] = serde_json::to_value(distances)?;
+        about["forwards"] = cost.forwards.into();
+        about["backwards"] = cost.backwards.into();
+        about["seconds"] = cost.seconds.into();
+        write(path, &serde_json::to_vec_pretty(&about)?)?;
     }
     Ok(())
 }
@@ -499,12 +612,12 @@ fn summary(report: &Report) -> String {
         report.n,
         report.clean_correct,
         100.0 * report.clean_accuracy(),
-        report.robust_correct,
-        100.0 * report.robust_accuracy()
+        report.worst_case_correct,
+        100.0 * report.worst_case_accuracy()
     )
 }
 
-fn attack(arguments: &Arguments) -> Box<dyn Attack> {
+fn attack(arguments: &Arguments, bar: &ProgressBar) -> Box<dyn Attack> {
     let seed = arguments.seed;
     let loss = match arguments.loss {
         LossName::Ce => Loss::CrossEntropy,
@@ -567,17 +680,19 @@ fn attack(arguments: &Arguments) -> Box<dyn Attack> {
         }
         AttackName::Autoattack => {
             let version = match arguments.version {
-                VersionName::Standard => AutoAttack::standard(),
-                VersionName::Plus => AutoAttack::plus(),
-                VersionName::Rand => AutoAttack::rand(),
-                VersionName::Custom => AutoAttack::custom(arguments.attacks.clone()),
+                _ if !arguments.attacks.is_empty() => AutoAttack::custom(arguments.attacks.clone()),
+                None | Some(VersionName::Standard) => AutoAttack::standard(),
+                Some(VersionName::Plus) => AutoAttack::plus(),
+                Some(VersionName::Rand) => AutoAttack::rand(),
+                Some(VersionName::Custom) => unreachable!("it requires --attacks"),
             };
+            let bar = bar.clone();
             let attack = version
                 .steps(arguments.steps.unwrap_or(100))
                 .queries(arguments.queries)
                 .few_classes(few_classes)
                 .seed(seed)
-                .log(|line| eprintln!("{line}"));
+                .log(move |line| bar.suspend(|| eprintln!("{line}")));
             again(arguments, attack)
         }
     }
@@ -615,6 +730,7 @@ fn normalization(
 /// The network of the command line, else the one the weights file describes; with its name.
 fn network(
     arguments: &Arguments,
+    configured: Option<NetworkConfig>,
     recorded: &Recorded,
     data: &ImageSet,
 ) -> Result<(String, NetworkConfig), Failure> {
@@ -628,9 +744,15 @@ fn network(
             .with_classes(data.classes());
         return Ok((name.to_string(), network));
     }
-    let path = &arguments.weights;
-    let unnamed = || EvaluateError::Unnamed(path.clone());
-    let network = recorded.network()?.ok_or_else(unnamed)?;
+    let (path, name, network) = match (&arguments.network, configured) {
+        (Some(path), Some(network)) => (path, path.display().to_string(), network),
+        _ => {
+            let path = &arguments.weights;
+            let network =
+                recorded.network()?.ok_or_else(|| EvaluateError::Unnamed(path.clone()))?;
+            (path, "as in the weights file".to_owned(), network)
+        }
+    };
     if (network.input_channels(), network.classes()) != (data.channels(), data.classes()) {
         return Err(EvaluateError::OtherData {
             path: path.clone(),
@@ -640,5 +762,15 @@ fn network(
         .into());
     }
     let activation = arguments.activation.clone().unwrap_or(network.activation().clone());
-    Ok(("as in the weights file".to_owned(), network.with_activation(activation)))
+    Ok((name, network.with_activation(activation)))
+}
+
+fn read_network(path: &Path) -> Result<NetworkConfig, EvaluateError> {
+    let text = fs::read_to_string(path)
+        .map_err(|source| EvaluateError::Read { path: path.to_owned(), source })?;
+    let refuse = |reason| EvaluateError::Network { path: path.to_owned(), reason };
+    let network: NetworkConfig =
+        serde_json::from_str(&text).map_err(|error| refuse(error.to_string()))?;
+    network.validate().map_err(|error| refuse(error.to_string()))?;
+    Ok(network)
 }

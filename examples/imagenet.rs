@@ -13,6 +13,7 @@ mod common;
 use burn::tensor::{Device, Tensor};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use common::{
+    linf_eps,
     output::{check_free, check_writable, write},
     progress::train_under_bar,
     recorded::{self, Recorded},
@@ -67,7 +68,8 @@ struct Common {
     /// random weights, else TensorFlow's.
     #[arg(long, value_enum)]
     conventions: Option<Conventions>,
-    /// The activation, such as silu; by default that of the weights file, else the network's own.
+    /// The activation, such as silu; by default that of the weights file, else the network's own. Weights
+    /// of other programs need it, but for EfficientNets of TensorFlow's conventions.
     #[arg(long)]
     #[serde(serialize_with = "as_text")]
     activation: Option<ActivationConfig>,
@@ -76,7 +78,8 @@ struct Common {
     #[arg(long)]
     weights: Option<PathBuf>,
     /// The normalisation in front of the network. By default that of the weights file, else `lite` for
-    /// EfficientNet-Lite and `plus-minus-one` for all others.
+    /// EfficientNet-Lite and `plus-minus-one` for all others. Weights of other programs need it as they
+    /// need --activation.
     #[arg(long, value_enum)]
     normalization: Option<Normalization>,
     /// Height and width of the images in pixels. By default those of the weights file, else what the
@@ -244,8 +247,10 @@ enum ImageNetError {
     OneImage,
     #[error("evaluation needs --weights")]
     NoWeights,
-    #[error("--eps {0} covers every image in [0, 1]; did you mean {0}/255?")]
-    EpsUnit(f64),
+    #[error(
+        "{} does not say which {what} its network was trained with; give {option}", path.display()
+    )]
+    Unsaid { path: PathBuf, what: &'static str, option: &'static str },
 }
 
 type Failure = Box<dyn Error>;
@@ -295,6 +300,9 @@ impl Common {
         };
         let network = match (described, named) {
             (None, None) => return Err(ImageNetError::NoModel.into()),
+            (None, Some(_)) if self.is_unsaid() && self.activation.is_none() => {
+                return Err(self.unsaid("activation", "--activation").into());
+            }
             (None, Some(named)) => named,
             (Some(_), None) if self.conventions.is_some() => {
                 return Err(ImageNetError::NoConventions.into());
@@ -339,6 +347,20 @@ impl Common {
         }
     }
 
+    /// Whether weights of another program are given whose activation and normalisation do not follow
+    /// from the network's name, as they do for EfficientNets of TensorFlow's conventions.
+    fn is_unsaid(&self) -> bool {
+        let efficientnet =
+            |name: ModelName| matches!(name.config(), NetworkConfig::EfficientNet(_));
+        let follows = self.model.is_some_and(efficientnet)
+            && matches!(self.conventions, None | Some(Conventions::Tensorflow));
+        self.weights.is_some() && !follows
+    }
+
+    fn unsaid(&self, what: &'static str, option: &'static str) -> ImageNetError {
+        ImageNetError::Unsaid { path: self.weights.clone().unwrap_or_default(), what, option }
+    }
+
     fn model(
         &self,
         recorded: Option<&Recorded>,
@@ -359,6 +381,9 @@ impl Common {
                 return Err(ImageNetError::NotRgb(self.weights.clone().unwrap_or_default()).into());
             }
             Some(statistics) => statistics,
+            None if self.is_unsaid() => {
+                return Err(self.unsaid("normalisation", "--normalization").into());
+            }
             None if self.model.is_some_and(|name| name.to_string().contains("lite")) => {
                 Normalization::Lite.statistics()
             }
@@ -498,10 +523,7 @@ fn measure(arguments: &Evaluate) -> Result<(), Failure> {
     if common.weights.is_none() {
         return Err(ImageNetError::NoWeights.into());
     }
-    let eps = common.eps.unwrap_or(4.0 / 255.0);
-    if eps >= 1.0 {
-        return Err(ImageNetError::EpsUnit(eps).into());
-    }
+    let eps = linf_eps(common.eps.unwrap_or(4.0 / 255.0))?;
     let (folder, used) = common.photographs("val")?;
     let evaluation = common.out.join("evaluation.json");
     check_writable(&evaluation)?;

@@ -10,6 +10,7 @@ mod common;
 use burn::tensor::{Device, Tensor};
 use clap::Parser;
 use common::{
+    linf_eps,
     output::{check_writable, write},
     plot::{Axis, Series, accuracy_plot},
     recorded::Recorded,
@@ -147,6 +148,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
             return Err(SanityError::Nothing(flag).into());
         }
     }
+    linf_eps(arguments.eps)?;
     let file = |name: &str| arguments.out.join(name);
     check_writable(&file("report.json"))?;
     let device = arguments.device.open()?;

@@ -42,13 +42,29 @@ fn evaluate_says_what_is_wrong_with_its_arguments() {
     refused(with(&["--data", "mnits:/data"]), 2, &["mnits:/data", "fashion-mnist:DIR"]);
     refused(with(&["--data", data, "--eps", "-1/255"]), 2, &["--eps", "negative"]);
     refused(with(&["--data", data, "--eps", "nan"]), 2, &["--eps"]);
+    refused(with(&["--data", data, "--eps", "8"]), 1, &["did you mean 8/255?"]);
+    refused(with(&["--data", data, "--norm", "l2"]), 1, &["--norm l2 needs --eps"]);
+    refused(with(&["--data", data, "--pixels", "byte"]), 2, &["--keep-images"]);
     refused(with(&["--data", data, "--attack", "pgdd"]), 2, &["pgdd", "autoattack"]);
+    // What an attack does not read.
+    let steps = ["--data", data, "--attack", "fgsm", "--steps", "50"];
+    refused(with(&steps), 1, &["--attack fgsm", "--steps"]);
+    let queries = ["--data", data, "--attack", "apgd-t", "--queries", "9"];
+    refused(with(&queries), 1, &["--attack apgd-t", "--queries"]);
+    refused(with(&["--data", data, "--attacks", "apgd-ce"]), 1, &["--attack pgd", "--attacks"]);
+    let plus = ["--data", data, "--attack", "autoattack", "--version", "plus"];
+    refused(with(&[&plus[..], &["--attacks", "square"]].concat()), 1, &["--version plus"]);
     refused(with(&["--data", data, "--model", "resnet21"]), 2, &["did you mean `resnet20`?"]);
     refused(with(&["--data", data, "--activation", "silly"]), 2, &["silly", "silu"]);
     refused(with(&["--data", data, "--device", "tpu"]), 2, &["tpu"]);
     if !cfg!(feature = "cuda") {
         refused(with(&["--data", data, "--device", "cuda"]), 1, &["--features cuda"]);
     }
+
+    let network = folder.path().join("network.json");
+    fs::write(&network, "{\"resnet\": {}}").unwrap();
+    let network = ["--data", data, "--network", network.to_str().unwrap()];
+    refused(with(&network), 1, &["network.json", "missing field"]);
 
     let given = ["--weights", text, "--data", data];
     refused(example("evaluate").args(given).output().unwrap(), 1, &["text.safetensors"]);

@@ -41,6 +41,16 @@ pub(crate) fn exit_code(result: Result<(), Box<dyn std::error::Error>>) -> ExitC
     }
 }
 
+/// An eps in grey levels, most likely.
+#[derive(Debug, thiserror::Error)]
+#[error("an eps of {0} covers every image in [0, 1]; did you mean {0}/255?")]
+pub(crate) struct EpsUnit(f64);
+
+/// The size of an attack in Linf on images in [0, 1], or what is wrong with it.
+pub(crate) fn linf_eps(eps: f64) -> Result<f64, EpsUnit> {
+    if eps < 1.0 { Ok(eps) } else { Err(EpsUnit(eps)) }
+}
+
 /// `--eps` or `--step-size` where there is no attack that has them.
 #[derive(Debug, thiserror::Error)]
 #[error("the recipe has no [attack], which --eps, --attack-steps and --step-size change")]
