@@ -585,7 +585,7 @@ impl Activation {
                     )
                 });
                 let pair = Pair { value: learnable.curve(), gradient };
-                Some((pair, Some(learnable.transform(learned.val()))))
+                Some((pair, Some(learnable.transform(learned.val().dequantize()))))
             }
             Function::Burn(_) => None,
         }

@@ -223,6 +223,7 @@ impl BatchNormAct {
         residual: Option<Tensor<D>>,
         shared: Option<&SharedParameters>,
     ) -> Tensor<D> {
+        let (x, residual) = (x.dequantize(), residual.map(Tensor::dequantize));
         if let Some(residual) = &residual {
             assert_eq!(x.dims(), residual.dims(), "x and the residual have the same shape");
             assert_eq!(x.dtype(), residual.dtype(), "x and the residual have the same type");
@@ -322,9 +323,9 @@ impl BatchNormAct {
             return x;
         }
         let device = x.device();
-        let mean = self.running_mean.value().to_device(&device);
-        let variance = self.running_var.value().to_device(&device);
-        let (gamma, beta) = (self.gamma.val(), self.beta.val());
+        let mean = self.running_mean.value().to_device(&device).dequantize();
+        let variance = self.running_var.value().to_device(&device).dequantize();
+        let (gamma, beta) = self.gain_and_offset();
         if !is_extended(&device) {
             let z = module::batch_norm(x, gamma, beta, mean, variance, self.epsilon);
             return match residual {
@@ -343,6 +344,11 @@ impl BatchNormAct {
         ))
     }
 
+    /// Gamma and beta, also of a layer that was quantized.
+    fn gain_and_offset(&self) -> (Tensor<1>, Tensor<1>) {
+        (self.gamma.val().dequantize(), self.beta.val().dequantize())
+    }
+
     fn forward_train<const D: usize>(
         &self,
         x: Tensor<D>,
@@ -350,7 +356,7 @@ impl BatchNormAct {
         activation: NormActivation<Dispatch>,
     ) -> Tensor<D> {
         let device = x.device();
-        let (gamma, beta) = (self.gamma.val(), self.beta.val());
+        let (gamma, beta) = self.gain_and_offset();
         let values = x.shape().num_elements() / gamma.dims()[0];
         assert!(
             values >= 2,
@@ -381,7 +387,7 @@ impl BatchNormAct {
         for (running, batch) in
             [(&self.running_mean, mean), (&self.running_var, variance * unbiased)]
         {
-            let old = running.value_sync().to_device(&device);
+            let old = running.value_sync().to_device(&device).dequantize();
             let batch = batch.detach().cast(old.dtype());
             let new = old * (1.0 - self.momentum) + batch * self.momentum;
             running.update(new.detach());

@@ -32,6 +32,8 @@ pub fn sign_step<const D: usize>(
     lower: Tensor<D>,
     upper: Tensor<D>,
 ) -> Tensor<D> {
+    let [x, gradient, size, lower, upper] =
+        [x, gradient, size, lower, upper].map(Tensor::dequantize);
     let shape = x.dims();
     for (name, tensor) in [("gradient", &gradient), ("lower", &lower), ("upper", &upper)] {
         assert_eq!(tensor.dims(), shape, "`{name}` has the shape of x");

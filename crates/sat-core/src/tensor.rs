@@ -1,7 +1,7 @@
 //! The activations as functions of a tensor, and the extension trait that makes them methods.
 //!
 //! All are elementwise, keep shape and dtype, compute in `f32` or better, and can be differentiated
-//! once. NaN gives NaN.
+//! once. NaN gives NaN. Quantized tensors are dequantized first, as Burn's own functions do it.
 
 use crate::{
     backend::{ActivationBackend, Pair, fallback, is_extended},
@@ -16,6 +16,7 @@ use burn::{backend::Dispatch, tensor::Tensor};
 /// If [`Curve::validate`] refuses a curve.
 pub fn activate<const D: usize>(x: Tensor<D>, pair: impl Into<Pair>) -> Tensor<D> {
     let pair = checked(pair.into());
+    let x = x.dequantize();
     if !is_extended(&x.device()) {
         return fallback(x, None, pair);
     }
@@ -39,6 +40,7 @@ pub fn activate_with_parameters<const D: usize>(
     let count = pair.value.parameters().len();
     assert!(count > 0, "activation `{}` has no parameters", pair.value.name());
     assert_eq!(parameters.dims(), [count], "shape of the parameters of `{}`", pair.value.name());
+    let (x, parameters) = (x.dequantize(), parameters.dequantize());
     if !is_extended(&x.device()) {
         return fallback(x, Some(parameters), pair);
     }
