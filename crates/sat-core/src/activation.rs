@@ -2,6 +2,7 @@ use crate::{
     backend::Pair,
     curve::{Curve, read_parameters, write_parameters},
     error::ActivationError,
+    module::module,
     tensor::{activate, activate_with_parameters},
 };
 use burn::{
@@ -497,10 +498,12 @@ impl TryFrom<String> for ActivationConfig {
 }
 
 /// The learnable parameters that all activations of a network share; the network holds them.
-#[derive(Module, Debug)]
+#[derive(Clone, Debug)]
 pub struct SharedParameters {
     parameters: Param<Tensor<1>>,
 }
+
+module!(SharedParameters in SHARED_CONTAINER; parameters);
 
 impl SharedParameters {
     /// The learned numbers.
@@ -616,8 +619,11 @@ impl Activation {
     }
 }
 
-const CONTAINER: &str = "Struct:Activation";
+// Names that no derive gives, so that a user's own `Activation` is not taken for this one.
+const CONTAINER: &str = "Struct:sat_core::Activation";
+const SHARED_CONTAINER: &str = "Struct:sat_core::SharedParameters";
 const PARAMETERS: &str = "parameters";
+const BURNS: &str = "burns";
 
 thread_local! {
     /// What is done to each activation, while [`replace_activations`] or [`replace_gradients`] maps.
@@ -666,9 +672,9 @@ impl Module for Activation {
         visitor.enter_module(PARAMETERS, CONTAINER);
         self.parameters.visit(visitor);
         visitor.exit_module(PARAMETERS, CONTAINER);
-        visitor.enter_module("burns", CONTAINER);
+        visitor.enter_module(BURNS, CONTAINER);
         self.burns.visit(visitor);
-        visitor.exit_module("burns", CONTAINER);
+        visitor.exit_module(BURNS, CONTAINER);
     }
 
     fn map<M: ModuleMapper>(self, mapper: &mut M) -> Self {
@@ -680,9 +686,9 @@ impl Module for Activation {
         mapper.enter_module(PARAMETERS, CONTAINER);
         let parameters = Module::map(self.parameters, mapper);
         mapper.exit_module(PARAMETERS, CONTAINER);
-        mapper.enter_module("burns", CONTAINER);
+        mapper.enter_module(BURNS, CONTAINER);
         let burns = Module::map(self.burns, mapper);
-        mapper.exit_module("burns", CONTAINER);
+        mapper.exit_module(BURNS, CONTAINER);
         Self { parameters, burns, config: self.config }
     }
 }
@@ -756,26 +762,41 @@ fn replace<M: Module>(module: M, replacement: Replacement) -> M {
     module.map(&mut Keep)
 }
 
-/// The learnable parameters of all activations in a module tree, shared ones too.
+/// The learnable parameters of all activations in a module tree, shared ones too, and alpha where an
+/// [`Activation`] runs Burn's PReLU.
 ///
 /// They are no weights, and the papers that have them spare them from weight decay: give these ids to
 /// a parameter group of the optimizer.
 pub fn activation_parameters<M: Module>(module: &M) -> Vec<ParamId> {
     #[derive(Default)]
     struct Collect {
-        containers: Vec<bool>,
+        /// For each module entered, whether what lies in it is a parameter of an activation.
+        inside: Vec<Inside>,
         found: Vec<ParamId>,
+    }
+    #[derive(Clone, Copy, PartialEq)]
+    enum Inside {
+        Parameters,
+        /// Weights, but for PReLU's alpha.
+        Burns,
+        Elsewhere,
     }
     impl ModuleVisitor for Collect {
         fn enter_module(&mut self, name: &str, container: &str) {
-            let holds = [CONTAINER, "Struct:SharedParameters"].contains(&container);
-            self.containers.push(holds && name == PARAMETERS);
+            let inside = match (self.inside.last(), container, name) {
+                (_, CONTAINER | SHARED_CONTAINER, PARAMETERS) => Inside::Parameters,
+                (_, CONTAINER, BURNS) => Inside::Burns,
+                (Some(Inside::Burns), "Struct:PRelu", _) => Inside::Parameters,
+                (Some(Inside::Burns), ..) => Inside::Burns,
+                _ => Inside::Elsewhere,
+            };
+            self.inside.push(inside);
         }
         fn exit_module(&mut self, _: &str, _: &str) {
-            self.containers.pop();
+            self.inside.pop();
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            if self.containers.last() == Some(&true) {
+            if self.inside.last() == Some(&Inside::Parameters) {
                 self.found.push(param.id);
             }
         }

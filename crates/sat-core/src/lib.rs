@@ -49,6 +49,7 @@ mod error;
 mod gate;
 #[cfg(feature = "flex")]
 mod lane;
+mod module;
 mod norm;
 #[cfg(any(feature = "flex", feature = "cube"))]
 mod single;

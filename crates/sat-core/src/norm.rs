@@ -2,12 +2,13 @@ use crate::{
     activation::{Activation, ActivationConfig, Function, Gradient, SharedParameters},
     backend::{NormActivation, NormBackend, Optional, Pair, is_extended},
     error::ActivationError,
+    module::module,
 };
 use burn::{
     backend::Dispatch,
-    module::{Flag, Module, Param, RunningState},
+    module::{Flag, Param, RunningState},
     nn::BatchNorm,
-    tensor::{DType, Device, FloatDType, Tensor, module},
+    tensor::{DType, Device, FloatDType, Tensor, module as burns},
 };
 use serde::{Deserialize, Serialize};
 
@@ -158,7 +159,10 @@ impl BatchNormActConfig {
 /// mode it is one for the sums of each channel, and for learned parameters of the activation, and one
 /// that writes. A learnable activation whose backward pass uses [another curve](Gradient::Of) is an
 /// operation of its own.
-#[derive(Module, Debug)]
+///
+/// Stores see Burn's `BatchNorm`, so the adapters of `burn-store` for PyTorch find `weight` and `bias`
+/// in gamma and beta.
+#[derive(Clone, Debug)]
 pub struct BatchNormAct {
     /// The gain of each channel, `[channels]`.
     pub gamma: Param<Tensor<1>>,
@@ -175,6 +179,12 @@ pub struct BatchNormAct {
     momentum: f64,
     epsilon: f64,
 }
+
+module!(
+    BatchNormAct in "Struct:BatchNorm";
+    gamma, beta, training, running_mean, running_var, activation;
+    momentum, epsilon
+);
 
 impl BatchNormAct {
     /// f(norm(x)).
@@ -327,7 +337,7 @@ impl BatchNormAct {
         let variance = self.running_var.value().to_device(&device).dequantize();
         let (gamma, beta) = self.gain_and_offset();
         if !is_extended(&device) {
-            let z = module::batch_norm(x, gamma, beta, mean, variance, self.epsilon);
+            let z = burns::batch_norm(x, gamma, beta, mean, variance, self.epsilon);
             return match residual {
                 None => z,
                 Some(residual) => z + residual,
@@ -376,7 +386,7 @@ impl BatchNormAct {
                 Tensor::<2>::from_dispatch(statistics).chunk(2, 0).try_into().expect("two rows");
             (Tensor::from_dispatch(y), mean.squeeze_dim::<1>(0), variance.squeeze_dim::<1>(0))
         } else {
-            let output = module::batch_norm_train(x, gamma, beta, self.epsilon);
+            let output = burns::batch_norm_train(x, gamma, beta, self.epsilon);
             let y = match residual {
                 None => output.output,
                 Some(residual) => output.output + residual,
