@@ -164,18 +164,19 @@ impl Learnable {
     }
 
     fn validate(self) -> Result<(), ActivationError> {
-        let check = || {
-            if let Learnable::SmoothRelu { b } = self {
-                Curve::SmoothRelu(b).validate()?;
+        let refused =
+            |value, allowed| ActivationError::Parameter { activation: self.name(), value, allowed };
+        match (self, self.curve().validate()) {
+            // The curve sees b^2 alone.
+            (Learnable::SmoothRelu { b }, curve) if curve.is_err() || b < 0.0 => {
+                let (least, most) = (Curve::PARAMETERS.start(), Curve::PARAMETERS.end());
+                Err(refused(b, least.sqrt()..=most.sqrt()))
             }
-            self.curve().validate()
-        };
-        check().map(|_| ()).map_err(|error| match error {
-            ActivationError::Parameter { value, allowed, .. } => {
-                ActivationError::Parameter { activation: self.name(), value, allowed }
+            (_, Err(ActivationError::Parameter { value, allowed, .. })) => {
+                Err(refused(value, allowed))
             }
-            other => other,
-        })
+            (_, result) => result.map(|_| ()),
+        }
     }
 }
 
