@@ -75,9 +75,10 @@ impl TryFrom<String> for Gradient {
 
 /// An activation whose parameters are learned with the weights.
 ///
-/// `Display` and `FromStr` use the names of the command line, with other starting values behind a
+/// `Display`, `FromStr` and serde use the names of the command line, with other starting values behind a
 /// colon: `smooth-relu-learnable:10`, `pssilu:1,0.1`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 #[non_exhaustive]
 pub enum Learnable {
     /// `smooth-relu-learnable`: [`Curve::SmoothRelu`] with a = b^2, as in arXiv 2006.14536, where b
@@ -210,6 +211,20 @@ impl FromStr for Learnable {
             text: text.into(),
         })?;
         learnable.validate().map(|()| learnable)
+    }
+}
+
+impl From<Learnable> for String {
+    fn from(learnable: Learnable) -> Self {
+        learnable.to_string()
+    }
+}
+
+impl TryFrom<String> for Learnable {
+    type Error = ActivationError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
     }
 }
 

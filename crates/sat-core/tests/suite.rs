@@ -871,6 +871,25 @@ fn names_round_trip() {
 }
 
 #[test]
+fn curves_and_learnables_are_text_in_serdes_formats() {
+    for curve in Curve::ALL.iter().copied().chain([Curve::Elu(0.1), Curve::ShiftedSwish(1.5, 0.2)])
+    {
+        let json = serde_json::to_string(&curve).unwrap();
+        assert_eq!(json, format!("\"{curve}\""));
+        assert_eq!(serde_json::from_str::<Curve>(&json).unwrap(), curve);
+    }
+    for learnable in Learnable::ALL.iter().copied().chain([Learnable::PSilu { a: 0.1 }]) {
+        let json = serde_json::to_string(&learnable).unwrap();
+        assert_eq!(json, format!("\"{learnable}\""));
+        assert_eq!(serde_json::from_str::<Learnable>(&json).unwrap(), learnable);
+    }
+    let error = serde_json::from_str::<Curve>("\"sillu\"").unwrap_err();
+    assert!(error.to_string().contains("unknown activation `sillu`"), "{error}");
+    assert!(serde_json::from_str::<Curve>("\"elu:-1\"").is_err());
+    assert!(serde_json::from_str::<Learnable>("\"silu\"").is_err());
+}
+
+#[test]
 fn messages_speak_of_what_was_typed() {
     let message = |text: &str| text.parse::<ActivationConfig>().unwrap_err().to_string();
     let range = message("smooth-relu-learnable:1e8");

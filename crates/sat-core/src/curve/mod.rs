@@ -18,6 +18,7 @@ mod swish;
 
 use crate::{error::ActivationError, value::Value};
 use core::{fmt, ops::RangeInclusive, str::FromStr};
+use serde::{Deserialize, Serialize};
 
 /// The mathematics of one curve, generic over what it is evaluated on.
 ///
@@ -54,9 +55,10 @@ macro_rules! curves {
         /// An activation function with its fixed parameters: a formula for the value and one for the
         /// derivative.
         ///
-        /// `Display` and `FromStr` use the names of the command line: `silu`, `elu:0.5`,
+        /// `Display`, `FromStr` and serde use the names of the command line: `silu`, `elu:0.5`,
         /// `shifted-swish:1,0.1`. Parameters left out take their defaults.
-        #[derive(Clone, Copy, Debug, PartialEq)]
+        #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(into = "String", try_from = "String")]
         #[non_exhaustive]
         pub enum Curve {
             $($(#[$plain_doc])* $plain,)*
@@ -346,5 +348,19 @@ impl FromStr for Curve {
         }
         let parameters = read_parameters(curve.name(), parameters)?;
         curve.with_parameters(&parameters).ok_or_else(error)?.validate()
+    }
+}
+
+impl From<Curve> for String {
+    fn from(curve: Curve) -> Self {
+        curve.to_string()
+    }
+}
+
+impl TryFrom<String> for Curve {
+    type Error = ActivationError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
     }
 }
