@@ -5,7 +5,8 @@
 //! nothing else, and the backward pass is one pass over the data. On Flex, Burn's CPU backend, both
 //! passes are hand-written vector loops; on the CubeCL backends (GPUs, and CPUs through LLVM) they are
 //! kernels written by the same formulas. Everywhere else, and outside a [`BatchNormAct`] under Burn's
-//! fusion engine, which merges them with their neighbours, they are composed of Burn's primitives.
+//! fusion engine, which merges them with their neighbours, they are composed of Burn's primitives. On a
+//! backend that the crate was not built for Burn differentiates that form, and the graph keeps more.
 //!
 //! | to have | use |
 //! |---|---|

@@ -154,7 +154,7 @@ curves! {
         GeluTanh = "gelu-tanh" in gelu_tanh;
         /// f(x) = x t, t = tanh(ln(1 + e^x)); f'(x) = t + x (1 - t^2) s(x).
         ///
-        /// $$ f(x) = x \tanh(\ln(1 + e^x)) $$ max |f''| = 0.645. Misra, arXiv 1908.08681.
+        /// $$ f(x) = x \tanh(\ln(1 + e^x)) $$ max |f''| = 0.644. Misra, arXiv 1908.08681.
         Mish = "mish" in mish;
     }
     parametric {
