@@ -39,11 +39,11 @@
 //! crate was not built for, the same functions run, composed of Burn's operations. [`device`] turns a
 //! name into a device, or into an error that names the missing feature.
 
+pub mod backend;
 pub mod device;
 pub mod tensor;
 
 mod activation;
-mod backend;
 mod conv;
 mod curve;
 mod error;
@@ -61,10 +61,7 @@ pub use activation::{
     Activation, ActivationConfig, Function, Gradient, Learnable, SharedParameters, Sharing,
     activation_parameters, replace_activations, replace_gradients,
 };
-pub use backend::{
-    ActivationBackend, ConvBackend, GateBackend, NormActivation, NormBackend, Optional, Pair,
-    StepBackend,
-};
+pub use backend::Pair;
 pub use conv::{Conv2d, Conv2dConfig};
 pub use curve::Curve;
 pub use error::ActivationError;
