@@ -51,7 +51,7 @@ impl FromStr for Gradient {
             return Ok(Gradient::Own);
         }
         match text.parse()? {
-            Function::Fixed(curve) => Ok(Gradient::Of(curve.validate()?)),
+            Function::Fixed(curve) => curve.validate().map(|()| Gradient::Of(curve)),
             Function::Learnable(..) | Function::Burn(_) => {
                 Err(ActivationError::NotAGradient { name: text.into() })
             }
@@ -176,7 +176,7 @@ impl Learnable {
             (_, Err(ActivationError::Parameter { value, allowed, .. })) => {
                 Err(refused(value, allowed))
             }
-            (_, result) => result.map(|_| ()),
+            (_, result) => result,
         }
     }
 }
@@ -322,7 +322,7 @@ impl ActivationConfig {
     /// [`ActivationError::BurnGradient`] says that a function of Burn's cannot have another gradient.
     pub fn validate(&self) -> Result<(), ActivationError> {
         match &self.function {
-            Function::Fixed(curve) => curve.validate().map(|_| ())?,
+            Function::Fixed(curve) => curve.validate()?,
             Function::Learnable(learnable, _) => learnable.validate()?,
             Function::Burn(_) if self.gradient != Gradient::Own => {
                 return Err(ActivationError::BurnGradient { name: self.function.to_string() });
@@ -331,7 +331,7 @@ impl ActivationConfig {
         }
         match self.gradient {
             Gradient::Own => Ok(()),
-            Gradient::Of(curve) => curve.validate().map(|_| ()),
+            Gradient::Of(curve) => curve.validate(),
         }
     }
 
@@ -422,9 +422,9 @@ impl From<BurnActivationConfig> for ActivationConfig {
             BurnActivationConfig::Celu(config) => Some(Curve::Celu(config.alpha)),
             _ => None,
         };
-        match curve.map(Curve::validate) {
-            Some(Ok(curve)) => curve.into(),
-            _ => Function::Burn(burns).into(),
+        match curve.filter(|curve| curve.validate().is_ok()) {
+            Some(curve) => curve.into(),
+            None => Function::Burn(burns).into(),
         }
     }
 }

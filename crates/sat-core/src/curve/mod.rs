@@ -274,7 +274,7 @@ impl Curve {
     /// # Errors
     ///
     /// [`ActivationError::Parameter`] otherwise.
-    pub fn validate(self) -> Result<Self, ActivationError> {
+    pub fn validate(self) -> Result<(), ActivationError> {
         struct Allowed;
         impl Visitor for Allowed {
             type Output = [RangeInclusive<f64>; 2];
@@ -287,7 +287,7 @@ impl Curve {
                 return Err(ActivationError::Parameter { activation: self.name(), value, allowed });
             }
         }
-        Ok(self)
+        Ok(())
     }
 }
 
@@ -347,7 +347,8 @@ impl FromStr for Curve {
             return Err(error());
         }
         let parameters = read_parameters(curve.name(), parameters)?;
-        curve.with_parameters(&parameters).ok_or_else(error)?.validate()
+        let curve = curve.with_parameters(&parameters).ok_or_else(error)?;
+        curve.validate().map(|()| curve)
     }
 }
 
