@@ -22,7 +22,7 @@ use common::{
     peer::Peer,
     save_json,
 };
-use sat::core::{ActivationBackend, Curve, tensor::activate};
+use sat::core::{Curve, backend::ActivationBackend, tensor::activate};
 use serde::Serialize;
 use std::{fmt, hint::black_box, io, path::PathBuf, process::ExitCode, time::Duration};
 

@@ -2,6 +2,7 @@ use crate::{
     backend::Pair,
     curve::{Curve, read_parameters, write_parameters},
     error::ActivationError,
+    module::module,
     tensor::{activate, activate_with_parameters},
 };
 use burn::{
@@ -50,7 +51,7 @@ impl FromStr for Gradient {
             return Ok(Gradient::Own);
         }
         match text.parse()? {
-            Function::Fixed(curve) => Ok(Gradient::Of(curve.validate()?)),
+            Function::Fixed(curve) => curve.validate().map(|()| Gradient::Of(curve)),
             Function::Learnable(..) | Function::Burn(_) => {
                 Err(ActivationError::NotAGradient { name: text.into() })
             }
@@ -74,9 +75,10 @@ impl TryFrom<String> for Gradient {
 
 /// An activation whose parameters are learned with the weights.
 ///
-/// `Display` and `FromStr` use the names of the command line, with other starting values behind a
+/// `Display`, `FromStr` and serde use the names of the command line, with other starting values behind a
 /// colon: `smooth-relu-learnable:10`, `pssilu:1,0.1`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 #[non_exhaustive]
 pub enum Learnable {
     /// `smooth-relu-learnable`: [`Curve::SmoothRelu`] with a = b^2, as in arXiv 2006.14536, where b
@@ -163,18 +165,19 @@ impl Learnable {
     }
 
     fn validate(self) -> Result<(), ActivationError> {
-        let check = || {
-            if let Learnable::SmoothRelu { b } = self {
-                Curve::SmoothRelu(b).validate()?;
+        let refused =
+            |value, allowed| ActivationError::Parameter { activation: self.name(), value, allowed };
+        match (self, self.curve().validate()) {
+            // The curve sees b^2 alone.
+            (Learnable::SmoothRelu { b }, curve) if curve.is_err() || b < 0.0 => {
+                let (least, most) = (Curve::PARAMETERS.start(), Curve::PARAMETERS.end());
+                Err(refused(b, least.sqrt()..=most.sqrt()))
             }
-            self.curve().validate()
-        };
-        check().map(|_| ()).map_err(|error| match error {
-            ActivationError::Parameter { value, allowed, .. } => {
-                ActivationError::Parameter { activation: self.name(), value, allowed }
+            (_, Err(ActivationError::Parameter { value, allowed, .. })) => {
+                Err(refused(value, allowed))
             }
-            other => other,
-        })
+            (_, result) => result,
+        }
     }
 }
 
@@ -208,6 +211,20 @@ impl FromStr for Learnable {
             text: text.into(),
         })?;
         learnable.validate().map(|()| learnable)
+    }
+}
+
+impl From<Learnable> for String {
+    fn from(learnable: Learnable) -> Self {
+        learnable.to_string()
+    }
+}
+
+impl TryFrom<String> for Learnable {
+    type Error = ActivationError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
     }
 }
 
@@ -305,7 +322,7 @@ impl ActivationConfig {
     /// [`ActivationError::BurnGradient`] says that a function of Burn's cannot have another gradient.
     pub fn validate(&self) -> Result<(), ActivationError> {
         match &self.function {
-            Function::Fixed(curve) => curve.validate().map(|_| ())?,
+            Function::Fixed(curve) => curve.validate()?,
             Function::Learnable(learnable, _) => learnable.validate()?,
             Function::Burn(_) if self.gradient != Gradient::Own => {
                 return Err(ActivationError::BurnGradient { name: self.function.to_string() });
@@ -314,7 +331,7 @@ impl ActivationConfig {
         }
         match self.gradient {
             Gradient::Own => Ok(()),
-            Gradient::Of(curve) => curve.validate().map(|_| ()),
+            Gradient::Of(curve) => curve.validate(),
         }
     }
 
@@ -405,9 +422,9 @@ impl From<BurnActivationConfig> for ActivationConfig {
             BurnActivationConfig::Celu(config) => Some(Curve::Celu(config.alpha)),
             _ => None,
         };
-        match curve.map(Curve::validate) {
-            Some(Ok(curve)) => curve.into(),
-            _ => Function::Burn(burns).into(),
+        match curve.filter(|curve| curve.validate().is_ok()) {
+            Some(curve) => curve.into(),
+            None => Function::Burn(burns).into(),
         }
     }
 }
@@ -497,10 +514,12 @@ impl TryFrom<String> for ActivationConfig {
 }
 
 /// The learnable parameters that all activations of a network share; the network holds them.
-#[derive(Module, Debug)]
+#[derive(Clone, Debug)]
 pub struct SharedParameters {
     parameters: Param<Tensor<1>>,
 }
+
+module!(SharedParameters in SHARED_CONTAINER; parameters);
 
 impl SharedParameters {
     /// The learned numbers.
@@ -585,7 +604,7 @@ impl Activation {
                     )
                 });
                 let pair = Pair { value: learnable.curve(), gradient };
-                Some((pair, Some(learnable.transform(learned.val()))))
+                Some((pair, Some(learnable.transform(learned.val().dequantize()))))
             }
             Function::Burn(_) => None,
         }
@@ -616,8 +635,11 @@ impl Activation {
     }
 }
 
-const CONTAINER: &str = "Struct:Activation";
+// Names that no derive gives, so that a user's own `Activation` is not taken for this one.
+const CONTAINER: &str = "Struct:sat_core::Activation";
+const SHARED_CONTAINER: &str = "Struct:sat_core::SharedParameters";
 const PARAMETERS: &str = "parameters";
+const BURNS: &str = "burns";
 
 thread_local! {
     /// What is done to each activation, while [`replace_activations`] or [`replace_gradients`] maps.
@@ -666,9 +688,9 @@ impl Module for Activation {
         visitor.enter_module(PARAMETERS, CONTAINER);
         self.parameters.visit(visitor);
         visitor.exit_module(PARAMETERS, CONTAINER);
-        visitor.enter_module("burns", CONTAINER);
+        visitor.enter_module(BURNS, CONTAINER);
         self.burns.visit(visitor);
-        visitor.exit_module("burns", CONTAINER);
+        visitor.exit_module(BURNS, CONTAINER);
     }
 
     fn map<M: ModuleMapper>(self, mapper: &mut M) -> Self {
@@ -680,9 +702,9 @@ impl Module for Activation {
         mapper.enter_module(PARAMETERS, CONTAINER);
         let parameters = Module::map(self.parameters, mapper);
         mapper.exit_module(PARAMETERS, CONTAINER);
-        mapper.enter_module("burns", CONTAINER);
+        mapper.enter_module(BURNS, CONTAINER);
         let burns = Module::map(self.burns, mapper);
-        mapper.exit_module("burns", CONTAINER);
+        mapper.exit_module(BURNS, CONTAINER);
         Self { parameters, burns, config: self.config }
     }
 }
@@ -756,26 +778,41 @@ fn replace<M: Module>(module: M, replacement: Replacement) -> M {
     module.map(&mut Keep)
 }
 
-/// The learnable parameters of all activations in a module tree, shared ones too.
+/// The learnable parameters of all activations in a module tree, shared ones too, and alpha where an
+/// [`Activation`] runs Burn's PReLU.
 ///
 /// They are no weights, and the papers that have them spare them from weight decay: give these ids to
 /// a parameter group of the optimizer.
 pub fn activation_parameters<M: Module>(module: &M) -> Vec<ParamId> {
     #[derive(Default)]
     struct Collect {
-        containers: Vec<bool>,
+        /// For each module entered, whether what lies in it is a parameter of an activation.
+        inside: Vec<Inside>,
         found: Vec<ParamId>,
+    }
+    #[derive(Clone, Copy, PartialEq)]
+    enum Inside {
+        Parameters,
+        /// Weights, but for PReLU's alpha.
+        Burns,
+        Elsewhere,
     }
     impl ModuleVisitor for Collect {
         fn enter_module(&mut self, name: &str, container: &str) {
-            let holds = [CONTAINER, "Struct:SharedParameters"].contains(&container);
-            self.containers.push(holds && name == PARAMETERS);
+            let inside = match (self.inside.last(), container, name) {
+                (_, CONTAINER | SHARED_CONTAINER, PARAMETERS) => Inside::Parameters,
+                (_, CONTAINER, BURNS) => Inside::Burns,
+                (Some(Inside::Burns), "Struct:PRelu", _) => Inside::Parameters,
+                (Some(Inside::Burns), ..) => Inside::Burns,
+                _ => Inside::Elsewhere,
+            };
+            self.inside.push(inside);
         }
         fn exit_module(&mut self, _: &str, _: &str) {
-            self.containers.pop();
+            self.inside.pop();
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            if self.containers.last() == Some(&true) {
+            if self.inside.last() == Some(&Inside::Parameters) {
                 self.found.push(param.id);
             }
         }

@@ -131,7 +131,9 @@ impl Conv2d {
         let padding = self.pairs([height, width]);
         let options =
             ConvOptions::new_with_padding(self.stride, padding, self.dilation, self.groups);
-        let (weight, bias) = (self.weight.val(), self.bias.as_ref().map(Param::val));
+        // What a `Quantizer` left behind, as Burn's convolution takes it.
+        let (x, weight) = (x.dequantize(), self.weight.val().dequantize());
+        let bias = self.bias.as_ref().map(|bias| bias.val().dequantize());
         if !is_extended(&x.device()) {
             return module::conv2d(x, weight, bias, options);
         }

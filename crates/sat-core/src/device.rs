@@ -4,9 +4,12 @@ use burn::tensor::Device;
 #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
 use burn::tensor::DeviceKind;
 use core::{fmt, str::FromStr};
+use serde::{Deserialize, Serialize};
 
-/// A backend a device can be asked for, by the name of its Cargo feature.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A backend a device can be asked for, by the name of its Cargo feature; so in `Display`, `FromStr` and
+/// serde.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 #[non_exhaustive]
 pub enum DeviceName {
     /// Burn's own CPU backend.
@@ -159,6 +162,20 @@ impl FromStr for DeviceName {
             .into_iter()
             .find(|name| name.as_str() == text)
             .ok_or_else(|| DeviceError::Unknown { name: text.into() })
+    }
+}
+
+impl From<DeviceName> for String {
+    fn from(name: DeviceName) -> Self {
+        name.to_string()
+    }
+}
+
+impl TryFrom<String> for DeviceName {
+    type Error = DeviceError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
     }
 }
 

@@ -22,9 +22,7 @@ pub enum ActivationError {
         text: String,
     },
     /// The parameter is not a number.
-    #[error(
-        "`{text}` is not a number; activation `{activation}` takes one, as in `{activation}:2`"
-    )]
+    #[error("`{text}` is not a number; activation `{activation}` takes {}", example(activation))]
     NotANumber {
         /// The activation's name.
         activation: &'static str,
@@ -84,6 +82,17 @@ fn known() -> String {
 fn learnable() -> String {
     let names: Vec<_> = Learnable::ALL.iter().map(|learnable| learnable.name()).collect();
     names.join(", ")
+}
+
+/// How many parameters, and the usual ones.
+fn example(activation: &str) -> String {
+    let curves = Curve::ALL.iter().map(|curve| (curve.name(), curve.parameters()));
+    let learnable = Learnable::ALL.iter().map(|learnable| (learnable.name(), learnable.start()));
+    let Some((name, usual)) = curves.chain(learnable).find(|(name, _)| *name == activation) else {
+        return "numbers".into();
+    };
+    let text: Vec<_> = usual.iter().map(f64::to_string).collect();
+    format!("{}, as in `{name}:{}`", count(usual.len()), text.join(","))
 }
 
 fn count(takes: usize) -> String {

@@ -19,7 +19,7 @@ use burn::{backend::Dispatch, tensor::Tensor};
 pub fn channel_means<const D: usize>(x: Tensor<D>) -> Tensor<2> {
     let [batch, channels, values] = rows(&x);
     let extended = is_extended(&x.device()) && batch * channels * values > 0;
-    let x = x.into_dispatch();
+    let x = x.dequantize().into_dispatch();
     Tensor::from_dispatch(if extended {
         Dispatch::channel_means(x)
     } else {
@@ -43,6 +43,7 @@ pub fn channel_means<const D: usize>(x: Tensor<D>) -> Tensor<2> {
 ///
 /// If the gate has another shape or type, or x fewer than two axes.
 pub fn scale_channels<const D: usize>(x: Tensor<D>, gate: Tensor<2>) -> Tensor<D> {
+    let (x, gate) = (x.dequantize(), gate.dequantize());
     let [batch, channels, values] = rows(&x);
     assert_eq!(
         gate.dims(),

@@ -5,7 +5,8 @@
 //! nothing else, and the backward pass is one pass over the data. On Flex, Burn's CPU backend, both
 //! passes are hand-written vector loops; on the CubeCL backends (GPUs, and CPUs through LLVM) they are
 //! kernels written by the same formulas. Everywhere else, and outside a [`BatchNormAct`] under Burn's
-//! fusion engine, which merges them with their neighbours, they are composed of Burn's primitives.
+//! fusion engine, which merges them with their neighbours, they are composed of Burn's primitives. On a
+//! backend that the crate was not built for Burn differentiates that form, and the graph keeps more.
 //!
 //! | to have | use |
 //! |---|---|
@@ -38,17 +39,18 @@
 //! crate was not built for, the same functions run, composed of Burn's operations. [`device`] turns a
 //! name into a device, or into an error that names the missing feature.
 
+pub mod backend;
 pub mod device;
 pub mod tensor;
 
 mod activation;
-mod backend;
 mod conv;
 mod curve;
 mod error;
 mod gate;
 #[cfg(feature = "flex")]
 mod lane;
+mod module;
 mod norm;
 #[cfg(any(feature = "flex", feature = "cube"))]
 mod single;
@@ -59,10 +61,7 @@ pub use activation::{
     Activation, ActivationConfig, Function, Gradient, Learnable, SharedParameters, Sharing,
     activation_parameters, replace_activations, replace_gradients,
 };
-pub use backend::{
-    ActivationBackend, ConvBackend, GateBackend, NormActivation, NormBackend, Optional, Pair,
-    StepBackend,
-};
+pub use backend::Pair;
 pub use conv::{Conv2d, Conv2dConfig};
 pub use curve::Curve;
 pub use error::ActivationError;

@@ -2,12 +2,13 @@ use crate::{
     activation::{Activation, ActivationConfig, Function, Gradient, SharedParameters},
     backend::{NormActivation, NormBackend, Optional, Pair, is_extended},
     error::ActivationError,
+    module::module,
 };
 use burn::{
     backend::Dispatch,
-    module::{Flag, Module, Param, RunningState},
+    module::{Flag, Param, RunningState},
     nn::BatchNorm,
-    tensor::{DType, Device, FloatDType, Tensor, module},
+    tensor::{DType, Device, FloatDType, Tensor, module as burns},
 };
 use serde::{Deserialize, Serialize};
 
@@ -158,7 +159,10 @@ impl BatchNormActConfig {
 /// mode it is one for the sums of each channel, and for learned parameters of the activation, and one
 /// that writes. A learnable activation whose backward pass uses [another curve](Gradient::Of) is an
 /// operation of its own.
-#[derive(Module, Debug)]
+///
+/// Stores see Burn's `BatchNorm`, so the adapters of `burn-store` for PyTorch find `weight` and `bias`
+/// in gamma and beta.
+#[derive(Clone, Debug)]
 pub struct BatchNormAct {
     /// The gain of each channel, `[channels]`.
     pub gamma: Param<Tensor<1>>,
@@ -175,6 +179,12 @@ pub struct BatchNormAct {
     momentum: f64,
     epsilon: f64,
 }
+
+module!(
+    BatchNormAct in "Struct:BatchNorm";
+    gamma, beta, training, running_mean, running_var, activation;
+    momentum, epsilon
+);
 
 impl BatchNormAct {
     /// f(norm(x)).
@@ -223,6 +233,7 @@ impl BatchNormAct {
         residual: Option<Tensor<D>>,
         shared: Option<&SharedParameters>,
     ) -> Tensor<D> {
+        let (x, residual) = (x.dequantize(), residual.map(Tensor::dequantize));
         if let Some(residual) = &residual {
             assert_eq!(x.dims(), residual.dims(), "x and the residual have the same shape");
             assert_eq!(x.dtype(), residual.dtype(), "x and the residual have the same type");
@@ -322,11 +333,11 @@ impl BatchNormAct {
             return x;
         }
         let device = x.device();
-        let mean = self.running_mean.value().to_device(&device);
-        let variance = self.running_var.value().to_device(&device);
-        let (gamma, beta) = (self.gamma.val(), self.beta.val());
+        let mean = self.running_mean.value().to_device(&device).dequantize();
+        let variance = self.running_var.value().to_device(&device).dequantize();
+        let (gamma, beta) = self.gain_and_offset();
         if !is_extended(&device) {
-            let z = module::batch_norm(x, gamma, beta, mean, variance, self.epsilon);
+            let z = burns::batch_norm(x, gamma, beta, mean, variance, self.epsilon);
             return match residual {
                 None => z,
                 Some(residual) => z + residual,
@@ -343,6 +354,11 @@ impl BatchNormAct {
         ))
     }
 
+    /// Gamma and beta, also of a layer that was quantized.
+    fn gain_and_offset(&self) -> (Tensor<1>, Tensor<1>) {
+        (self.gamma.val().dequantize(), self.beta.val().dequantize())
+    }
+
     fn forward_train<const D: usize>(
         &self,
         x: Tensor<D>,
@@ -350,7 +366,7 @@ impl BatchNormAct {
         activation: NormActivation<Dispatch>,
     ) -> Tensor<D> {
         let device = x.device();
-        let (gamma, beta) = (self.gamma.val(), self.beta.val());
+        let (gamma, beta) = self.gain_and_offset();
         let values = x.shape().num_elements() / gamma.dims()[0];
         assert!(
             values >= 2,
@@ -370,7 +386,7 @@ impl BatchNormAct {
                 Tensor::<2>::from_dispatch(statistics).chunk(2, 0).try_into().expect("two rows");
             (Tensor::from_dispatch(y), mean.squeeze_dim::<1>(0), variance.squeeze_dim::<1>(0))
         } else {
-            let output = module::batch_norm_train(x, gamma, beta, self.epsilon);
+            let output = burns::batch_norm_train(x, gamma, beta, self.epsilon);
             let y = match residual {
                 None => output.output,
                 Some(residual) => output.output + residual,
@@ -381,7 +397,7 @@ impl BatchNormAct {
         for (running, batch) in
             [(&self.running_mean, mean), (&self.running_var, variance * unbiased)]
         {
-            let old = running.value_sync().to_device(&device);
+            let old = running.value_sync().to_device(&device).dequantize();
             let batch = batch.detach().cast(old.dtype());
             let new = old * (1.0 - self.momentum) + batch * self.momentum;
             running.update(new.detach());

@@ -24,7 +24,7 @@ use burn::{backend::Dispatch, tensor::Tensor};
 ///
 /// # Panics
 ///
-/// If the shapes are others.
+/// If the shapes are others, or the types differ.
 pub fn sign_step<const D: usize>(
     x: Tensor<D>,
     gradient: Tensor<D>,
@@ -32,6 +32,8 @@ pub fn sign_step<const D: usize>(
     lower: Tensor<D>,
     upper: Tensor<D>,
 ) -> Tensor<D> {
+    let [x, gradient, size, lower, upper] =
+        [x, gradient, size, lower, upper].map(Tensor::dequantize);
     let shape = x.dims();
     for (name, tensor) in [("gradient", &gradient), ("lower", &lower), ("upper", &upper)] {
         assert_eq!(tensor.dims(), shape, "`{name}` has the shape of x");
@@ -39,6 +41,12 @@ pub fn sign_step<const D: usize>(
     let mut one_each = [1; D];
     one_each[0] = shape[0];
     assert_eq!(size.dims(), one_each, "`size` has one number for each index of x's first axis");
+    let dtype = x.dtype();
+    for (name, tensor) in
+        [("gradient", &gradient), ("size", &size), ("lower", &lower), ("upper", &upper)]
+    {
+        assert_eq!(tensor.dtype(), dtype, "`{name}` has the type of x");
+    }
     let extended = is_extended(&x.device());
     let [x, gradient, size, lower, upper] =
         [x, gradient, size, lower, upper].map(Tensor::into_dispatch);

@@ -1,9 +1,10 @@
 //! The activations as functions of a tensor, and the extension trait that makes them methods.
 //!
 //! All are elementwise, keep shape and dtype, compute in `f32` or better, and can be differentiated
-//! once. NaN gives NaN.
+//! once. NaN gives NaN. Quantized tensors are dequantized first, as Burn's own functions do it.
 
 use crate::{
+    activation::Gradient,
     backend::{ActivationBackend, Pair, fallback, is_extended},
     curve::Curve,
 };
@@ -15,7 +16,11 @@ use burn::{backend::Dispatch, tensor::Tensor};
 ///
 /// If [`Curve::validate`] refuses a curve.
 pub fn activate<const D: usize>(x: Tensor<D>, pair: impl Into<Pair>) -> Tensor<D> {
-    let pair = checked(pair.into());
+    let pair = pair.into();
+    for curve in [pair.value, pair.slope()] {
+        check(curve);
+    }
+    let x = x.dequantize();
     if !is_extended(&x.device()) {
         return fallback(x, None, pair);
     }
@@ -25,20 +30,25 @@ pub fn activate<const D: usize>(x: Tensor<D>, pair: impl Into<Pair>) -> Tensor<D
 /// Applies a curve whose parameters are in a tensor, \[a\] or \[a, b\], with gradients for input and
 /// parameters.
 ///
-/// The parameters that stand in the curve are not used.
+/// The parameters that stand in the value curve are not used.
 ///
 /// # Panics
 ///
-/// If the value curve has no parameters, or the tensor does not hold as many as it has.
+/// If the value curve has no parameters, the tensor does not hold as many as it has, or
+/// [`Curve::validate`] refuses another curve as the gradient.
 pub fn activate_with_parameters<const D: usize>(
     x: Tensor<D>,
     parameters: Tensor<1>,
     pair: impl Into<Pair>,
 ) -> Tensor<D> {
-    let pair = checked(pair.into());
+    let pair = pair.into();
+    if let Gradient::Of(curve) = pair.gradient {
+        check(curve);
+    }
     let count = pair.value.parameters().len();
     assert!(count > 0, "activation `{}` has no parameters", pair.value.name());
     assert_eq!(parameters.dims(), [count], "shape of the parameters of `{}`", pair.value.name());
+    let (x, parameters) = (x.dequantize(), parameters.dequantize());
     if !is_extended(&x.device()) {
         return fallback(x, Some(parameters), pair);
     }
@@ -46,13 +56,10 @@ pub fn activate_with_parameters<const D: usize>(
     Tensor::from_dispatch(y)
 }
 
-fn checked(pair: Pair) -> Pair {
-    for curve in [pair.value, pair.slope()] {
-        if let Err(error) = curve.validate() {
-            panic!("{error}");
-        }
+fn check(curve: Curve) {
+    if let Err(error) = curve.validate() {
+        panic!("{error}");
     }
-    pair
 }
 
 macro_rules! functions {

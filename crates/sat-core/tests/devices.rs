@@ -6,7 +6,12 @@ use sat_core::device::{DeviceError, DeviceName};
 fn names_round_trip() {
     for name in DeviceName::ALL {
         assert_eq!(name.to_string().parse::<DeviceName>().unwrap(), name);
+        let json = serde_json::to_string(&name).unwrap();
+        assert_eq!(json, format!("\"{name}\""));
+        assert_eq!(serde_json::from_str::<DeviceName>(&json).unwrap(), name);
     }
+    let error = serde_json::from_str::<DeviceName>("\"gpu\"").unwrap_err();
+    assert!(error.to_string().contains("unknown device `gpu`"), "{error}");
     let error = "gpu".parse::<DeviceName>().unwrap_err();
     assert!(matches!(error, DeviceError::Unknown { .. }));
     assert!(error.to_string().contains("flex"), "{error}");

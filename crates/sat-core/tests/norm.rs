@@ -8,7 +8,7 @@
 mod common;
 
 use burn::{
-    module::{Module, Param},
+    module::{Module, ModuleVisitor, Param},
     nn::{BatchNorm, BatchNormConfig},
     tensor::{DType, Device, FloatDType, Tensor, TensorData},
 };
@@ -909,4 +909,37 @@ fn a_configuration_has_a_text_form() {
     assert_eq!(serde_json::from_str::<BatchNormActConfig>(&text).unwrap(), config);
     let short: BatchNormActConfig = serde_json::from_str(r#"{"channels":8}"#).unwrap();
     assert_eq!(short, BatchNormActConfig::new(8));
+}
+
+/// By these names stores map PyTorch's tensors to the fields of a module.
+#[test]
+fn stores_see_burns_layer() {
+    #[derive(Default)]
+    struct Places {
+        entered: Vec<(String, String)>,
+        found: Vec<Vec<(String, String)>>,
+    }
+    impl ModuleVisitor for Places {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.entered.push((name.into(), container.into()));
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.entered.pop();
+        }
+        fn visit_float<const D: usize>(&mut self, _: &Param<Tensor<D>>) {
+            self.found.push(self.entered.clone());
+        }
+    }
+    fn places(module: &impl Module) -> Vec<Vec<(String, String)>> {
+        let mut places = Places::default();
+        module.visit(&mut places);
+        places.found
+    }
+    let (_, device) = devices().remove(0);
+    let ours = BatchNormActConfig::new(3).with_activation(Curve::Silu).init(&device);
+    let burns = BatchNormConfig::new(3).init(&device);
+    assert_eq!(places(&ours), places(&burns));
+    assert_eq!(places(&ours).len(), 4);
+    assert_eq!(ours.num_params(), burns.num_params());
+    assert!(ours.to_string().starts_with("BatchNormAct {"), "{ours}");
 }

@@ -112,6 +112,23 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(20))]
+
+    /// The first axis is then the last too: every number is a sample.
+    #[test]
+    fn one_axis_alone_has_a_size_for_each_number(
+        case in (1usize..70).prop_flat_map(|n| case([n, 1, 1, 1]))
+    ) {
+        for (name, device) in devices() {
+            let [x, gradient, size, lower, upper] =
+                case.tensors(&device, DType::F32).map(|tensor| tensor.reshape([-1]));
+            let got: Tensor<1> = sign_step(x, gradient, size, lower, upper);
+            prop_assert_eq!(bits(&to_vec(got)), bits(&case.want()), "{}", name);
+        }
+    }
+}
+
 /// Repeatable, with every kind of gradient; larger than one block, one chunk and one thread's share.
 fn large() -> Case {
     let shape = [70, 3, 29, 31];
@@ -201,4 +218,14 @@ fn bounds_must_have_the_shape_of_the_images() {
     let x = Tensor::<2>::zeros([2, 3], &device);
     let size = Tensor::zeros([2, 1], &device);
     sign_step(x.clone(), x.clone(), size.clone(), x, size);
+}
+
+#[test]
+#[cfg(feature = "flex")] // Not every device has two types.
+#[should_panic(expected = "`gradient` has the type of x")]
+fn all_have_one_type() {
+    let device = Device::flex();
+    let x = Tensor::<2>::zeros([2, 3], &device);
+    let gradient = Tensor::zeros([2, 3], (&device, DType::F64));
+    sign_step(x.clone(), gradient, Tensor::zeros([2, 1], &device), x.clone(), x);
 }

@@ -871,6 +871,60 @@ fn names_round_trip() {
 }
 
 #[test]
+fn curves_and_learnables_are_text_in_serdes_formats() {
+    for curve in Curve::ALL.iter().copied().chain([Curve::Elu(0.1), Curve::ShiftedSwish(1.5, 0.2)])
+    {
+        let json = serde_json::to_string(&curve).unwrap();
+        assert_eq!(json, format!("\"{curve}\""));
+        assert_eq!(serde_json::from_str::<Curve>(&json).unwrap(), curve);
+    }
+    for learnable in Learnable::ALL.iter().copied().chain([Learnable::PSilu { a: 0.1 }]) {
+        let json = serde_json::to_string(&learnable).unwrap();
+        assert_eq!(json, format!("\"{learnable}\""));
+        assert_eq!(serde_json::from_str::<Learnable>(&json).unwrap(), learnable);
+    }
+    let error = serde_json::from_str::<Curve>("\"sillu\"").unwrap_err();
+    assert!(error.to_string().contains("unknown activation `sillu`"), "{error}");
+    assert!(serde_json::from_str::<Curve>("\"elu:-1\"").is_err());
+    assert!(serde_json::from_str::<Learnable>("\"silu\"").is_err());
+}
+
+#[test]
+fn messages_speak_of_what_was_typed() {
+    let message = |text: &str| text.parse::<ActivationConfig>().unwrap_err().to_string();
+    let range = message("smooth-relu-learnable:1e8");
+    assert!(range.contains("is 1e8; it must be between 3.16"), "{range}");
+    let of_b: f64 = range.rsplit(' ').next().unwrap().parse().unwrap();
+    assert!((of_b / 1e15f64.sqrt() - 1.0).abs() < 1e-12, "{range}");
+    assert!(message("smooth-relu-learnable:-20").contains("is -2e1"));
+    let pair = message("shifted-swish:x,1");
+    assert!(pair.ends_with("takes 2 parameters, as in `shifted-swish:1,0.00000001`"), "{pair}");
+    let pair = message("pssilu:x");
+    assert!(pair.ends_with("takes 2 parameters, as in `pssilu:1,0.00000001`"), "{pair}");
+    assert!(message("elu:x").ends_with("takes one parameter, as in `elu:1`"));
+}
+
+#[test]
+fn parameters_that_are_not_used_are_not_checked() {
+    for (device_name, device) in devices() {
+        let x = vector(&[-1.0, 0.5], &device);
+        let a = || vector(&[2.0], &device);
+        let unused = to_vec(activate_with_parameters(x.clone(), a(), Curve::Swish(f64::NAN)));
+        let want = to_vec(activate_with_parameters(x, a(), Curve::Swish(2.0)));
+        assert_eq!(unused, want, "{device_name}");
+    }
+}
+
+#[test]
+#[should_panic(expected = "a parameter of activation `psoftplus`")]
+fn the_gradients_parameters_are_used_and_checked() {
+    let (_, device) = devices().remove(0);
+    let gradient = Gradient::Of(Curve::ParametricSoftplus(-1.0));
+    let pair = Pair { value: Curve::Swish(1.0), gradient };
+    activate_with_parameters(vector(&[1.0], &device), vector(&[1.0], &device), pair);
+}
+
+#[test]
 fn bad_names_are_told_apart() {
     let parse = |text: &str| text.parse::<ActivationConfig>().unwrap_err();
     let unknown = parse("sillu");

@@ -154,6 +154,34 @@ fn an_optimizer_moves_shared_parameters_once() {
     }
 }
 
+/// A user's module with the names of one of ours.
+mod users {
+    use burn::{
+        module::{Module, Param},
+        tensor::Tensor,
+    };
+
+    #[derive(Module, Debug)]
+    pub(crate) struct Activation {
+        pub(crate) parameters: Param<Tensor<1>>,
+    }
+}
+
+#[test]
+fn what_bears_the_name_of_an_activation_alone_is_not_found() {
+    let parameters = Param::from_tensor(Tensor::ones([1], &Device::flex()));
+    assert!(activation_parameters(&users::Activation { parameters }).is_empty());
+}
+
+#[test]
+fn of_burns_activations_alpha_is_found_and_weights_are_not() {
+    let device = Device::flex();
+    let init = |burns| net(&ActivationConfig::from(burns), &device);
+    let found = activation_parameters(&init(Burns::PRelu(PReluConfig::new())));
+    assert_eq!(found.len(), 4);
+    assert!(activation_parameters(&init(Burns::SwiGlu(SwiGluConfig::new(4, 4)))).is_empty());
+}
+
 #[test]
 fn a_learnable_replacement_starts_anew() {
     let device = Device::flex();

@@ -686,8 +686,8 @@ impl Place {
     fn path(&self) -> String {
         let mut names: Vec<&str> = self.fields.iter().map(|(name, _)| name.as_str()).collect();
         let torch_name = match self.last() {
-            ("gamma", "Struct:BatchNorm" | "Struct:BatchNormAct") => "weight",
-            ("beta", "Struct:BatchNorm" | "Struct:BatchNormAct") => "bias",
+            ("gamma", "Struct:BatchNorm") => "weight",
+            ("beta", "Struct:BatchNorm") => "bias",
             (name, _) => name,
         };
         names.pop();
@@ -704,9 +704,7 @@ impl Place {
 
     fn role(&self) -> Role {
         match self.last() {
-            ("running_mean" | "running_var", "Struct:BatchNorm" | "Struct:BatchNormAct") => {
-                Role::RunningStatistic
-            }
+            ("running_mean" | "running_var", "Struct:BatchNorm") => Role::RunningStatistic,
             _ => Role::Parameter,
         }
     }

@@ -1,4 +1,5 @@
-//! Activations as operations of a backend.
+//! The operations of this crate as traits of a backend, which the modules and functions of the crate
+//! call.
 
 // Without a backend the generated dispatch has nowhere to pass its arguments to.
 #![cfg_attr(

@@ -18,6 +18,7 @@ mod swish;
 
 use crate::{error::ActivationError, value::Value};
 use core::{fmt, ops::RangeInclusive, str::FromStr};
+use serde::{Deserialize, Serialize};
 
 /// The mathematics of one curve, generic over what it is evaluated on.
 ///
@@ -54,9 +55,10 @@ macro_rules! curves {
         /// An activation function with its fixed parameters: a formula for the value and one for the
         /// derivative.
         ///
-        /// `Display` and `FromStr` use the names of the command line: `silu`, `elu:0.5`,
+        /// `Display`, `FromStr` and serde use the names of the command line: `silu`, `elu:0.5`,
         /// `shifted-swish:1,0.1`. Parameters left out take their defaults.
-        #[derive(Clone, Copy, Debug, PartialEq)]
+        #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(into = "String", try_from = "String")]
         #[non_exhaustive]
         pub enum Curve {
             $($(#[$plain_doc])* $plain,)*
@@ -152,7 +154,7 @@ curves! {
         GeluTanh = "gelu-tanh" in gelu_tanh;
         /// f(x) = x t, t = tanh(ln(1 + e^x)); f'(x) = t + x (1 - t^2) s(x).
         ///
-        /// $$ f(x) = x \tanh(\ln(1 + e^x)) $$ max |f''| = 0.645. Misra, arXiv 1908.08681.
+        /// $$ f(x) = x \tanh(\ln(1 + e^x)) $$ max |f''| = 0.644. Misra, arXiv 1908.08681.
         Mish = "mish" in mish;
     }
     parametric {
@@ -272,7 +274,7 @@ impl Curve {
     /// # Errors
     ///
     /// [`ActivationError::Parameter`] otherwise.
-    pub fn validate(self) -> Result<Self, ActivationError> {
+    pub fn validate(self) -> Result<(), ActivationError> {
         struct Allowed;
         impl Visitor for Allowed {
             type Output = [RangeInclusive<f64>; 2];
@@ -285,7 +287,7 @@ impl Curve {
                 return Err(ActivationError::Parameter { activation: self.name(), value, allowed });
             }
         }
-        Ok(self)
+        Ok(())
     }
 }
 
@@ -345,6 +347,21 @@ impl FromStr for Curve {
             return Err(error());
         }
         let parameters = read_parameters(curve.name(), parameters)?;
-        curve.with_parameters(&parameters).ok_or_else(error)?.validate()
+        let curve = curve.with_parameters(&parameters).ok_or_else(error)?;
+        curve.validate().map(|()| curve)
+    }
+}
+
+impl From<Curve> for String {
+    fn from(curve: Curve) -> Self {
+        curve.to_string()
+    }
+}
+
+impl TryFrom<String> for Curve {
+    type Error = ActivationError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
     }
 }

@@ -37,10 +37,12 @@ fn launch(
 ) -> CubeTensor {
     let client = x.client.clone();
     let inputs = [&x, &gradient, &lower, &upper];
+    let sample = x.meta.num_elements() / size.meta.num_elements();
+    // A vector lies in one row of the last axis, so in one sample, unless that axis is the samples' own.
     let vector = inputs.map(vector_size).into_iter().fold(usize::MAX, Ord::min);
+    let vector = if sample.is_multiple_of(vector) { vector } else { 1 };
     let vectors = x.meta.num_elements() / vector;
-    // A vector lies in one row of the last axis, so in one sample.
-    let of_sample = vectors / size.meta.num_elements();
+    let of_sample = sample / vector;
     let dim = CubeDim::new(&client, vectors);
     let reused = gradient.handle.can_mut() && gradient.is_nonoverlapping();
     let out = if reused {
