@@ -14,10 +14,10 @@ use common::{
     output::{check_writable, write},
     recorded::{Recorded, Statistics},
 };
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use sat::{
     attack::{
-        Apgd, Attack, AutoAttack, BothGradients, Cost, Eot, Eps, Evaluation, Fab, FewClasses, Fgsm,
+        Apgd, Attack, AutoAttack, BothGradients, Cost, Eot, Evaluation, Fab, FewClasses, Fgsm,
         Flag, Goal, Identity, Loss, Member, NFgsm, Norm, Pgd, Pixels, RFgsm, RandomStart, Report,
         Restarts, SampleRecord, Square, StageReport, ThreatModel, Victim, eps_sweep, minimal_norm,
     },
@@ -68,7 +68,7 @@ struct Arguments {
     eps: Option<f64>,
     /// In place of one eps: rising sizes such as 1/255,2/255,4/255. Prints how many images withstand
     /// each; an image that falls to a small one is not attacked again.
-    #[arg(long, value_delimiter = ',', value_parser = common::eps, conflicts_with_all = ["state", "keep_images"])]
+    #[arg(long, value_delimiter = ',', value_parser = common::eps, conflicts_with_all = ["eps", "state", "keep_images"])]
     sweep: Vec<f64>,
     /// In place of one eps: the smallest size up to --eps at which the attack fools each image, by
     /// so many halvings of the interval.
@@ -249,7 +249,7 @@ enum EvaluateError {
     NoImages,
     #[error("--norm {0} needs --eps: no size is usual for all images")]
     NoEps(Norm),
-    #[error("--attack {attack} does not read --{option}; leave it out")]
+    #[error("--attack {attack} does not read --{option}; leave it out, or name another attack")]
     Unread { attack: String, option: String },
     #[error("--attacks names the attacks of --version custom, which --version {0} is not")]
     NotCustom(String),
@@ -266,6 +266,19 @@ struct Output<'a> {
     worst_case_correct: usize,
     clean_ce: f64,
     adv_ce: f64,
+    #[serde(flatten)]
+    about: &'a About<'a>,
+    seconds: f64,
+    forwards: u64,
+    backwards: u64,
+    stages: &'a [StageReport],
+    flags: &'a [Flag],
+    per_sample: &'a [SampleRecord],
+}
+
+/// What was run.
+#[derive(Serialize)]
+struct About<'a> {
     attack: AttackOutput<'a>,
     model: String,
     network: &'a NetworkConfig,
@@ -275,12 +288,28 @@ struct Output<'a> {
     weights_sha256: String,
     data: String,
     device: String,
-    seconds: f64,
+}
+
+/// The report of `--sweep`.
+#[derive(Serialize)]
+struct SweepOutput<'a> {
+    n: usize,
+    #[serde(flatten)]
+    about: &'a About<'a>,
+    sweep: Vec<SweepRow>,
+}
+
+/// The report of `--minimal-norm`.
+#[derive(Serialize)]
+struct SmallestOutput<'a> {
+    n: usize,
+    #[serde(flatten)]
+    about: &'a About<'a>,
+    /// JSON has no infinity: an image that withstands the largest size has no distance.
+    distances: Vec<Option<f64>>,
     forwards: u64,
     backwards: u64,
-    stages: &'a [StageReport],
-    flags: &'a [Flag],
-    per_sample: &'a [SampleRecord],
+    seconds: f64,
 }
 
 /// All settings of the attack.
@@ -353,24 +382,30 @@ fn value_name(value: &impl ValueEnum) -> String {
 }
 
 impl Arguments {
-    fn threat(&self) -> Result<ThreatModel, Failure> {
-        let eps = match (self.norm, self.eps) {
-            (Norm::Linf, eps) => linf_eps(eps.unwrap_or(8.0 / 255.0))?,
-            // They start from nothing and are given each size.
-            (_, None) if !self.sweep.is_empty() => 0.0,
-            (norm, None) => return Err(EvaluateError::NoEps(norm).into()),
-            (_, Some(eps)) => eps,
-        };
+    /// The eps of the run; 0 where there is none.
+    fn size(&self) -> Result<f64, Failure> {
         if self.norm == Norm::Linf {
-            self.sweep.iter().try_for_each(|eps| linf_eps(*eps).map(drop))?;
+            // The whole range is where the search for the smallest perturbation may begin.
+            let largest = self.eps.filter(|eps| self.minimal_norm.is_none() || *eps > 1.0);
+            self.sweep
+                .iter()
+                .copied()
+                .chain(largest)
+                .try_for_each(|eps| linf_eps(eps).map(drop))?;
         }
-        Ok(ThreatModel::new(self.norm, eps))
+        match (self.norm, self.eps) {
+            (_, Some(eps)) => Ok(eps),
+            (Norm::Linf, None) => Ok(8.0 / 255.0),
+            _ if !self.sweep.is_empty() || self.attack == AttackName::None => Ok(0.0),
+            (norm, None) => Err(EvaluateError::NoEps(norm).into()),
+        }
     }
 }
 
 fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let threat = arguments.threat()?;
-    let bar = ProgressBar::new(0);
+    let eps = arguments.size()?;
+    let threat = ThreatModel::new(arguments.norm, eps);
+    let bar = ProgressBar::hidden();
     let mut attack = attack(arguments, &bar);
     if arguments.limit == Some(0) {
         return Err(EvaluateError::NoImages.into());
@@ -409,7 +444,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         attack = Box::new(BothGradients::new(attack, twin));
     }
     println!(
-        "{name} with {activation}, {}; {} images of {} by {} pixels",
+        "network {name}, activation {activation}, {}; {} images of {} by {} pixels",
         match &normalization {
             Some((mean, std)) => format!("normalised by mean {mean:?} and deviation {std:?}"),
             None => "images not normalised".to_owned(),
@@ -420,24 +455,36 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     );
     let weights_sha256: String =
         Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-    let about = serde_json::json!({
-        "n": data.len(),
-        "norm": arguments.norm,
-        "attack": attack.describe(),
-        "network": network,
-        "weights_sha256": weights_sha256,
-        "data": arguments.data.to_string(),
-    });
+    let described = attack.describe();
+    let about = About {
+        attack: AttackOutput {
+            name: arguments.attack,
+            threat: &threat,
+            settings: described.get("settings").cloned().unwrap_or(described),
+            batch: arguments.batch,
+        },
+        model: name,
+        network: &network,
+        activation,
+        mean: normalization.as_ref().map(|(mean, _)| mean.as_slice()),
+        std: normalization.as_ref().map(|(_, std)| std.as_slice()),
+        weights_sha256,
+        data: arguments.data.to_string(),
+        device: arguments.device.to_string(),
+    };
     if !arguments.sweep.is_empty() {
         let batches = data.batches(arguments.batch).map(|indices| data.batch(&indices, &device));
-        return sweep(arguments, &victim, attack.as_ref(), batches, about);
+        return sweep(arguments, &victim, attack.as_ref(), batches, &about);
     }
     if let Some(halvings) = arguments.minimal_norm {
         let batches = data.batches(arguments.batch).map(|indices| data.batch(&indices, &device));
-        return smallest(arguments, &victim, attack.as_ref(), batches, (&threat, halvings), about);
+        return smallest(arguments, &victim, attack.as_ref(), batches, (eps, halvings), &about);
     }
-    let mut evaluation = Evaluation::new(&victim, attack.as_ref(), &threat)
-        .model(format!("{weights_sha256} {name} {activation}"));
+    let mut evaluation = Evaluation::new(&victim, attack.as_ref(), &threat).model(format!(
+        "{} {}",
+        about.weights_sha256,
+        serde_json::to_string(&network)?
+    ));
     if let Some(path) = &arguments.state {
         evaluation = evaluation.resume_from(path);
     }
@@ -449,7 +496,9 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         evaluation = evaluation.keep_images(folder, pixels);
     }
 
+    bar.set_draw_target(ProgressDrawTarget::stderr());
     bar.set_length(data.len() as u64);
+    bar.reset();
     if let Ok(style) =
         ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}  {elapsed} gone, {eta} to go")
     {
@@ -475,8 +524,6 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         report.cost.seconds
     );
     if let Some(path) = &arguments.json {
-        let described = attack.describe();
-        let settings = described.get("settings").cloned().unwrap_or(described);
         let output = Output {
             n: report.n,
             clean_correct: report.clean_correct,
@@ -484,20 +531,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
             worst_case_correct: report.worst_case_correct,
             clean_ce: report.clean_ce,
             adv_ce: report.adv_ce,
-            attack: AttackOutput {
-                name: arguments.attack,
-                threat: &threat,
-                settings,
-                batch: arguments.batch,
-            },
-            model: name,
-            network: &network,
-            activation,
-            mean: normalization.as_ref().map(|(mean, _)| mean.as_slice()),
-            std: normalization.as_ref().map(|(_, std)| std.as_slice()),
-            weights_sha256,
-            data: arguments.data.to_string(),
-            device: arguments.device.to_string(),
+            about: &about,
             seconds: report.cost.seconds,
             forwards: report.cost.forwards,
             backwards: report.cost.backwards,
@@ -525,7 +559,7 @@ fn sweep(
     victim: &Victim<'_>,
     attack: &dyn Attack,
     batches: impl Iterator<Item = (Tensor<4>, Vec<usize>)>,
-    mut about: serde_json::Value,
+    about: &About<'_>,
 ) -> Result<(), Failure> {
     let threat = ThreatModel::new(arguments.norm, 0.0);
     let row = |&eps| SweepRow { eps, robust_correct: 0, forwards: 0, backwards: 0 };
@@ -546,8 +580,8 @@ fn sweep(
         println!("| {:.5} | {} |", row.eps, row.robust_correct);
     }
     if let Some(path) = &arguments.json {
-        about["sweep"] = serde_json::to_value(&rows)?;
-        write(path, &serde_json::to_vec_pretty(&about)?)?;
+        let output = SweepOutput { n, about, sweep: rows };
+        write(path, &serde_json::to_vec_pretty(&output)?)?;
     }
     Ok(())
 }
@@ -558,18 +592,15 @@ fn smallest(
     victim: &Victim<'_>,
     attack: &dyn Attack,
     batches: impl Iterator<Item = (Tensor<4>, Vec<usize>)>,
-    (threat, halvings): (&ThreatModel, usize),
-    mut about: serde_json::Value,
+    (largest, halvings): (f64, usize),
+    about: &About<'_>,
 ) -> Result<(), Failure> {
-    let largest = match threat.eps {
-        Eps::Uniform(eps) => eps,
-        Eps::PerSample(_) => unreachable!("the command line has one eps"),
-    };
     let mut distances: Vec<f64> = Vec::new();
     let mut cost = Cost::default();
     for (images, labels) in batches {
         let goal = Goal::untargeted(labels).numbered_from(distances.len() as u64);
-        let found = minimal_norm(attack, victim, images, goal, threat, largest, halvings)?;
+        let found =
+            minimal_norm(attack, victim, images, goal, about.attack.threat, largest, halvings)?;
         distances.extend(found.distances);
         cost += found.cost;
     }
@@ -593,15 +624,15 @@ fn smallest(
         None => {}
     }
     if let Some(path) = &arguments.json {
-        // JSON has no infinity: an image that withstands the largest size has no distance.
-        let distances: Vec<Option<f64>> =
-            distances.into_iter().map(|d| d.is_finite().then_some(d)).collect();
-        about["largest"] = largest.into();
-        about["distances"] = serde_json::to_value(distances)?;
-        about["forwards"] = cost.forwards.into();
-        about["backwards"] = cost.backwards.into();
-        about["seconds"] = cost.seconds.into();
-        write(path, &serde_json::to_vec_pretty(&about)?)?;
+        let output = SmallestOutput {
+            n: distances.len(),
+            about,
+            distances: distances.into_iter().map(|d| d.is_finite().then_some(d)).collect(),
+            forwards: cost.forwards,
+            backwards: cost.backwards,
+            seconds: cost.seconds,
+        };
+        write(path, &serde_json::to_vec_pretty(&output)?)?;
     }
     Ok(())
 }

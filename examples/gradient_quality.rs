@@ -156,7 +156,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
             attacker: name(attacker),
             optimizer: name(activation.gradient),
             clean_accuracy: report.clean_accuracy(),
-            robust_accuracy: report.robust_accuracy(),
+            robust_accuracy: report.worst_case_accuracy(),
             seconds: trained.progress.seconds,
         };
         println!(

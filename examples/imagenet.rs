@@ -78,8 +78,7 @@ struct Common {
     #[arg(long)]
     weights: Option<PathBuf>,
     /// The normalisation in front of the network. By default that of the weights file, else `lite` for
-    /// EfficientNet-Lite and `plus-minus-one` for all others. Weights of other programs need it as they
-    /// need --activation.
+    /// EfficientNet-Lite, and `plus-minus-one` for others that start from random weights.
     #[arg(long, value_enum)]
     normalization: Option<Normalization>,
     /// Height and width of the images in pixels. By default those of the weights file, else what the
@@ -168,6 +167,8 @@ enum Conventions {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 enum Normalization {
+    /// None: x.
+    None,
     /// x * 2 - 1, as in arXiv 2006.14536.
     PlusMinusOne,
     /// (x * 255 - 127) / 128, as in EfficientNet-Lite.
@@ -300,7 +301,9 @@ impl Common {
         };
         let network = match (described, named) {
             (None, None) => return Err(ImageNetError::NoModel.into()),
-            (None, Some(_)) if self.is_unsaid() && self.activation.is_none() => {
+            (None, Some(_))
+                if self.weights.is_some() && self.activation.is_none() && !self.is_tensorflow() =>
+            {
                 return Err(self.unsaid("activation", "--activation").into());
             }
             (None, Some(named)) => named,
@@ -347,14 +350,13 @@ impl Common {
         }
     }
 
-    /// Whether weights of another program are given whose activation and normalisation do not follow
-    /// from the network's name, as they do for EfficientNets of TensorFlow's conventions.
-    fn is_unsaid(&self) -> bool {
+    /// Whether the name is of an EfficientNet of TensorFlow's conventions, all of which have the
+    /// activation of the paper.
+    fn is_tensorflow(&self) -> bool {
         let efficientnet =
             |name: ModelName| matches!(name.config(), NetworkConfig::EfficientNet(_));
-        let follows = self.model.is_some_and(efficientnet)
-            && matches!(self.conventions, None | Some(Conventions::Tensorflow));
-        self.weights.is_some() && !follows
+        self.model.is_some_and(efficientnet)
+            && matches!(self.conventions, None | Some(Conventions::Tensorflow))
     }
 
     fn unsaid(&self, what: &'static str, option: &'static str) -> ImageNetError {
@@ -376,16 +378,15 @@ impl Common {
             Some(given) => Some(given.statistics()),
             None => recorded.map(Recorded::normalization).transpose()?.flatten(),
         };
+        let lite = self.model.is_some_and(|name| name.to_string().contains("lite"));
         let (mean, std) = match known {
             Some((mean, _)) if mean.len() != 3 => {
                 return Err(ImageNetError::NotRgb(self.weights.clone().unwrap_or_default()).into());
             }
             Some(statistics) => statistics,
-            None if self.is_unsaid() => {
+            None if lite => Normalization::Lite.statistics(),
+            None if self.weights.is_some() => {
                 return Err(self.unsaid("normalisation", "--normalization").into());
-            }
-            None if self.model.is_some_and(|name| name.to_string().contains("lite")) => {
-                Normalization::Lite.statistics()
             }
             None => Normalization::PlusMinusOne.statistics(),
         };
@@ -413,6 +414,7 @@ impl Common {
 impl Normalization {
     fn statistics(self) -> common::recorded::Statistics {
         let (mean, std) = match self {
+            Normalization::None => ([0.0; 3], [1.0; 3]),
             Normalization::PlusMinusOne => ([0.5; 3], [0.5; 3]),
             Normalization::Lite => ([127.0 / 255.0; 3], [128.0 / 255.0; 3]),
             Normalization::Imagenet => ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),

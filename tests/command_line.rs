@@ -46,6 +46,11 @@ fn evaluate_says_what_is_wrong_with_its_arguments() {
     refused(with(&["--data", data, "--norm", "l2"]), 1, &["--norm l2 needs --eps"]);
     refused(with(&["--data", data, "--pixels", "byte"]), 2, &["--keep-images"]);
     refused(with(&["--data", data, "--attack", "pgdd"]), 2, &["pgdd", "autoattack"]);
+    refused(with(&["--data", data, "--sweep", "0.1", "--eps", "0.1"]), 2, &["--sweep"]);
+    let whole = ["--data", data, "--minimal-norm", "3", "--eps", "1"];
+    refused(with(&whole), 1, &["missing.safetensors"]);
+    let custom = ["--data", data, "--attack", "autoattack", "--attacks", "apgd-ce"];
+    refused(with(&custom), 1, &["missing.safetensors"]);
     // What an attack does not read.
     let steps = ["--data", data, "--attack", "fgsm", "--steps", "50"];
     refused(with(&steps), 1, &["--attack fgsm", "--steps"]);

@@ -6,9 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::batch::{Batch, Oracle};
 use crate::loss::widen;
+use crate::project::Sample;
 use crate::state::{Checksum, State, save_images};
 use crate::{
-    Adversarial, Attack, AttackError, Cost, Flag, Goal, Labels, Loss, Stage, ThreatModel, Victim,
+    Adversarial, Attack, AttackError, Cost, Flag, Goal, Labels, Loss, Norm, Stage, ThreatModel,
+    Victim,
 };
 
 /// Clean and robust accuracy over a data set, with a record for each sample.
@@ -180,10 +182,10 @@ pub fn evaluate<L: Into<Labels>>(
 pub enum Pixels {
     /// As they are: f64 for f64 images, else f32.
     Float,
-    /// At 256 levels between the bounds, each value rounded towards the clean one, so that images of
-    /// such levels stay within the ball. What is reported is measured on the rounded images. An image
-    /// whose clean values lie between the levels, and which rounding takes out of the ball, is replaced
-    /// by the clean one.
+    /// At 256 levels between the bounds: each value at the nearest, or one nearer to the clean value
+    /// where the change would be longer than eps. What is reported is measured on the rounded images. An
+    /// image whose clean values lie between the levels, and which rounding takes out of the ball, is
+    /// replaced by the clean one.
     Byte,
 }
 
@@ -368,35 +370,12 @@ impl<'e> Evaluation<'e> {
         threat: &ThreatModel,
         adversarial: Adversarial,
     ) -> Result<Adversarial, AttackError> {
-        let (lower, upper) = threat.bounds;
-        let scale = 255.0 / (upper - lower);
         let dtype = adversarial.images.dtype();
-        let clean = batch.ball.centre();
-        let [nearest, levels] =
-            [clean.clone(), widen(adversarial.images)].map(|images| (images - lower) * scale);
-        let above = levels.clone().greater(nearest.clone());
-        let nearest = nearest.round();
-        // Towards the clean values, but not past the level nearest to them. Values that lie no further
-        // than `slack` from a level count as there: pixels and eps are rounded numbers themselves.
-        let towards_clean = |slack: f64| {
-            let down = (levels.clone() + slack).floor().max_pair(nearest.clone());
-            let up = (levels.clone() - slack).ceil().min_pair(nearest.clone());
-            let levels = up.mask_where(above.clone(), down);
-            batch.ball.masked((levels / scale + lower).clamp(lower, upper))
-        };
-        let radii = threat.radii(batch.len())?;
-        let outside = |images: &Tensor<4>| -> Result<Vec<usize>, AttackError> {
-            let distances = threat.norm.lengths(&(images.clone() - clean.clone()))?;
-            // Levels, clean pixels and eps are rounded once each.
-            let rounding = 1e-6 * (upper - lower);
-            let reach = |row: usize| radii[row] * (1.0 + 1e-6) + rounding;
-            Ok((0..batch.len()).filter(|&row| distances[row] > reach(row)).collect())
-        };
-        let mut images = towards_clean(1e-4);
-        let rows = outside(&images)?;
-        images = batch.replace(images, &towards_clean(0.0), &rows);
-        let rows = outside(&images)?;
-        images = batch.replace(images, &clean, &rows);
+        let images = batch.ball.on_host(widen(adversarial.images), |sample| {
+            let mask = threat.mask.as_ref().map(|mask| mask[sample.row].as_slice());
+            to_levels(sample, threat.norm, threat.bounds, mask);
+        });
+        let images = batch.ball.masked(images);
         let oracle = Oracle::new(self.victim, &Loss::CrossEntropy, dtype);
         let mut judged = oracle.verdict(batch, images)?;
         judged.cost += adversarial.cost;
@@ -406,5 +385,53 @@ impl<'e> Evaluation<'e> {
             stage.fooled.retain(|&row| judged.success[row]);
         }
         Ok(judged)
+    }
+}
+
+/// Rounds the values that may change to the nearest of 256 levels; then those that this took furthest
+/// from the clean ones go one level back, until the change is no longer than eps. If that does not do,
+/// because the clean values lie between levels, the sample is the clean one again.
+fn to_levels(sample: Sample<'_>, norm: Norm, (lower, upper): (f64, f64), mask: Option<&[bool]>) {
+    let Sample { point, centre, eps, .. } = sample;
+    let level = (upper - lower) / 255.0;
+    // Clean values and eps are rounded numbers themselves.
+    let reach = eps * (1.0 + 1e-6) + 1e-6 * (upper - lower);
+    let mut further = Vec::new();
+    for (i, (value, clean)) in point.iter_mut().zip(centre).enumerate() {
+        if mask.is_none_or(|mask| mask[i]) {
+            let exact = (*value - clean).abs();
+            *value = ((*value - lower) / level).round() * level + lower;
+            let by = (*value - clean).abs() - exact;
+            if by > 0.0 {
+                further.push((by, i));
+            }
+        }
+    }
+    further.sort_unstable_by(|(a, _), (b, _)| b.total_cmp(a));
+    // What a value adds to the length, and what the sum of all may be; in Linf none may be too long.
+    let size = |change: f64| match norm {
+        Norm::Linf => f64::from(change.abs() > reach),
+        Norm::L2 => change * change,
+        Norm::L1 => change.abs(),
+    };
+    let most = match norm {
+        Norm::Linf => 0.0,
+        Norm::L2 => reach * reach,
+        Norm::L1 => reach,
+    };
+    let sizes = |point: &[f64]| point.iter().zip(centre).map(|(x, c)| size(x - c)).sum::<f64>();
+    let mut sum = sizes(point);
+    for (_, i) in further {
+        if sum <= most {
+            break;
+        }
+        let change = point[i] - centre[i];
+        if norm != Norm::Linf || size(change) > 0.0 {
+            point[i] -= level.copysign(change);
+            sum += size(point[i] - centre[i]) - size(change);
+        }
+    }
+    if sizes(point) > most {
+        point.copy_from_slice(centre);
     }
 }

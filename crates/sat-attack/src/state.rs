@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::{AttackError, Goal, Pixels, Report, ThreatModel, Victim};
 
 /// Changes whenever an older state can no longer be continued.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// How far logits of the same model may differ from run to run, relative to their size.
 const LOGIT_TOLERANCE: f32 = 1e-3;
@@ -25,7 +25,6 @@ pub(crate) struct State {
     attack: Value,
     threat: ThreatModel,
     /// How adversarial images are kept; `None` if they are not.
-    #[serde(default)]
     pixels: Option<Pixels>,
     /// Of the images and labels done.
     pub(crate) images: Checksum,

@@ -305,7 +305,7 @@ pub struct SweepPoint {
 
 /// Attacks at each radius in turn, in rising order, in the norm and bounds of `threat` (whose eps
 /// is not used). A sample fooled in a small ball is fooled in every larger one and is not attacked
-/// again, so success never falls along the sweep.
+/// again, so success never falls along the sweep; one that is fooled without an attack is in all.
 ///
 /// # Errors
 ///
@@ -330,14 +330,19 @@ pub fn eps_sweep(
     let mut success = vec![false; count];
     let mut sweep = Vec::with_capacity(radii.len());
     for &eps in radii {
-        let (_, open) = split(&success);
         let threat = ThreatModel { eps: crate::Eps::Uniform(eps), ..threat.clone() };
         let whole = Batch::new(images.clone(), goal.clone(), &threat)?;
         let mut cost = Cost::default();
+        if sweep.is_empty() {
+            let oracle = Oracle::new(victim, &Loss::CrossEntropy, images.dtype());
+            let clean = oracle.verdict(&whole, whole.ball.centre())?;
+            (success, cost) = (clean.success, clean.cost);
+        }
+        let (_, open) = split(&success);
         if !open.is_empty() {
             let part = images.clone().select(0, whole.rows(&open));
             let result = attack.run(victim, part, goal.select(&open), &threat.select(&open))?;
-            cost = result.cost;
+            cost += result.cost;
             for (&position, fooled) in open.iter().zip(result.success) {
                 success[position] |= fooled;
             }

@@ -719,7 +719,8 @@ impl ModuleDisplay for Activation {}
 
 /// Replaces every [`Activation`] in a module tree; all other weights stay.
 ///
-/// Learnable parameters start anew, on `device`. A network whose activations share parameters holds
+/// Learnable parameters start anew, on `device`: that of the module, with autodiff if it is in training, for
+/// without it they are not learned. A network whose activations share parameters holds
 /// them itself: replacing to or from [`Sharing::Network`] is for the network to do.
 ///
 /// ```

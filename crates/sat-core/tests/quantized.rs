@@ -62,6 +62,7 @@ fn numbers(count: usize) -> Vec<f32> {
 }
 
 fn assert_close(got: &[f32], want: &[f32], what: &str) {
+    assert_eq!(got.len(), want.len(), "{what}");
     for (got, want) in got.iter().zip(want) {
         assert!((got - want).abs() <= 0.03, "{what}: {got}, not {want}");
     }
