@@ -361,9 +361,8 @@ impl AttackName {
 /// Refuses options that say nothing to the attack: who gives one expects it to count.
 fn check_options(arguments: &Arguments, is_given: impl Fn(&str) -> bool) -> Result<(), Failure> {
     let all = AttackName::value_variants().iter().flat_map(|attack| attack.options());
-    let read = arguments.attack.options();
     for option in all {
-        if is_given(option) && !read.contains(option) {
+        if is_given(option) && !arguments.reads(option) {
             let attack = value_name(&arguments.attack);
             return Err(EvaluateError::Unread { attack, option: option.replace('_', "-") }.into());
         }
@@ -382,6 +381,20 @@ fn value_name(value: &impl ValueEnum) -> String {
 }
 
 impl Arguments {
+    /// Whether the attack reads an option, AutoAttack if a member does.
+    fn reads(&self, option: &str) -> bool {
+        let any = |members: &[Member]| {
+            self.attacks.is_empty() || self.attacks.iter().any(|member| members.contains(member))
+        };
+        match (self.attack, option) {
+            (AttackName::Autoattack, "queries") => {
+                self.version != Some(VersionName::Rand) && any(&[Member::Square])
+            }
+            (AttackName::Autoattack, "few_classes") => any(&[Member::ApgdDlr, Member::ApgdT]),
+            _ => self.attack.options().contains(&option),
+        }
+    }
+
     /// The eps of the run; 0 where there is none.
     fn size(&self) -> Result<f64, Failure> {
         if self.norm == Norm::Linf {

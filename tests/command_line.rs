@@ -57,6 +57,8 @@ fn evaluate_says_what_is_wrong_with_its_arguments() {
     let queries = ["--data", data, "--attack", "apgd-t", "--queries", "9"];
     refused(with(&queries), 1, &["--attack apgd-t", "--queries"]);
     refused(with(&["--data", data, "--attacks", "apgd-ce"]), 1, &["--attack pgd", "--attacks"]);
+    let alone = [&custom[..], &["--queries", "9"]].concat();
+    refused(with(&alone), 1, &["--attack autoattack", "--queries"]);
     let plus = ["--data", data, "--attack", "autoattack", "--version", "plus"];
     refused(with(&[&plus[..], &["--attacks", "square"]].concat()), 1, &["--version plus"]);
     refused(with(&["--data", data, "--model", "resnet21"]), 2, &["did you mean `resnet20`?"]);

@@ -4,6 +4,7 @@ use crate::{
     error::ActivationError,
     module::module,
     tensor::{activate, activate_with_parameters},
+    text::by_text,
 };
 use burn::{
     module::{
@@ -59,19 +60,7 @@ impl FromStr for Gradient {
     }
 }
 
-impl From<Gradient> for String {
-    fn from(gradient: Gradient) -> Self {
-        gradient.to_string()
-    }
-}
-
-impl TryFrom<String> for Gradient {
-    type Error = ActivationError;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
+by_text!(Gradient, ActivationError);
 
 /// An activation whose parameters are learned with the weights.
 ///
@@ -214,19 +203,7 @@ impl FromStr for Learnable {
     }
 }
 
-impl From<Learnable> for String {
-    fn from(learnable: Learnable) -> Self {
-        learnable.to_string()
-    }
-}
-
-impl TryFrom<String> for Learnable {
-    type Error = ActivationError;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
+by_text!(Learnable, ActivationError);
 
 /// Whose the learnable parameters are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -499,19 +476,7 @@ impl FromStr for ActivationConfig {
     }
 }
 
-impl From<ActivationConfig> for String {
-    fn from(config: ActivationConfig) -> Self {
-        config.to_string()
-    }
-}
-
-impl TryFrom<String> for ActivationConfig {
-    type Error = ActivationError;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
+by_text!(ActivationConfig, ActivationError);
 
 /// The learnable parameters that all activations of a network share; the network holds them.
 #[derive(Clone, Debug)]

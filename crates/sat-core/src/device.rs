@@ -1,5 +1,6 @@
 //! Devices by name, with an error where Burn would panic.
 
+use crate::text::by_text;
 use burn::tensor::Device;
 #[cfg(any(feature = "wgpu", feature = "vulkan", feature = "metal"))]
 use burn::tensor::DeviceKind;
@@ -165,19 +166,7 @@ impl FromStr for DeviceName {
     }
 }
 
-impl From<DeviceName> for String {
-    fn from(name: DeviceName) -> Self {
-        name.to_string()
-    }
-}
-
-impl TryFrom<String> for DeviceName {
-    type Error = DeviceError;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
+by_text!(DeviceName, DeviceError);
 
 fn known() -> String {
     DeviceName::ALL.map(DeviceName::as_str).join(", ")

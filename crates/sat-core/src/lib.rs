@@ -55,6 +55,7 @@ mod norm;
 #[cfg(any(feature = "flex", feature = "cube"))]
 mod single;
 mod step;
+mod text;
 mod value;
 
 pub use activation::{

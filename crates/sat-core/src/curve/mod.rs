@@ -16,7 +16,7 @@ mod softplus;
 mod squareplus;
 mod swish;
 
-use crate::{error::ActivationError, value::Value};
+use crate::{error::ActivationError, text::by_text, value::Value};
 use core::{fmt, ops::RangeInclusive, str::FromStr};
 use serde::{Deserialize, Serialize};
 
@@ -352,16 +352,4 @@ impl FromStr for Curve {
     }
 }
 
-impl From<Curve> for String {
-    fn from(curve: Curve) -> Self {
-        curve.to_string()
-    }
-}
-
-impl TryFrom<String> for Curve {
-    type Error = ActivationError;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
+by_text!(Curve, ActivationError);
