@@ -407,9 +407,10 @@ impl Arguments {
                 .try_for_each(|eps| linf_eps(eps).map(drop))?;
         }
         match (self.norm, self.eps) {
+            _ if !self.sweep.is_empty() => Ok(0.0),
             (_, Some(eps)) => Ok(eps),
             (Norm::Linf, None) => Ok(8.0 / 255.0),
-            _ if !self.sweep.is_empty() || self.attack == AttackName::None => Ok(0.0),
+            _ if self.attack == AttackName::None => Ok(0.0),
             (norm, None) => Err(EvaluateError::NoEps(norm).into()),
         }
     }
