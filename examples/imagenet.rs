@@ -350,8 +350,8 @@ impl Common {
         }
     }
 
-    /// Whether the name is of an EfficientNet of TensorFlow's conventions, all of which have the
-    /// activation of the paper.
+    /// Whether the name is of an EfficientNet of TensorFlow's conventions, whose activation follows
+    /// from it.
     fn is_tensorflow(&self) -> bool {
         let efficientnet =
             |name: ModelName| matches!(name.config(), NetworkConfig::EfficientNet(_));

@@ -392,8 +392,7 @@ impl TrainingAttack {
                          such as \"8/255\" instead of 8?";
         check(norm != Norm::Linf || eps < 1.0, "attack.eps", eps, below_one)?;
         let left_out = norm != Norm::Linf && eps == Self::default().eps;
-        let other =
-            "another number for l2 and l1: this is linf's default, left where it means little";
+        let other = "given for l2 and l1; 8/255 is the default of linf, and hardly meant here";
         check(!left_out, "attack.eps", eps, other)?;
         check(steps > 0, "attack.steps", steps as f64, "at least 1")?;
         if let Some(size) = step_size {
