@@ -1,7 +1,7 @@
 //! Single-precision arithmetic that compilers turn into SIMD code.
 
 use crate::{
-    single::{Single, exp_factors, single_precision_functions},
+    single::{ROUND, Single, exp_factors, single_precision_functions},
     value::Value,
 };
 use core::ops::{Add, Div, Mul, Neg, Sub};
@@ -36,15 +36,17 @@ impl<const FMA: bool> Neg for Lane<FMA> {
     }
 }
 
-/// Adding and subtracting 1.5 * 2^23 rounds to an integer, and leaves it in the low bits.
-const ROUND: f32 = 12_582_912.0;
-
 impl<const FMA: bool> Single for Lane<FMA> {
     type Exponent = i32;
 
     #[inline(always)]
-    fn nearest(self) -> (Self, i32) {
-        let shifted = self.0 + ROUND;
+    fn fuses(&self) -> bool {
+        FMA
+    }
+
+    #[inline(always)]
+    fn nearest(self, factor: f64) -> (Self, i32) {
+        let shifted = self.fma(Self::lit(factor), Self(ROUND)).0;
         (Self(shifted - ROUND), shifted.to_bits().wrapping_sub(ROUND.to_bits()) as i32)
     }
 
@@ -134,13 +136,13 @@ impl<const FMA: bool> Value for Lane<FMA> {
     }
 
     #[inline(always)]
-    fn if_positive(self, then: Self, otherwise: Self) -> Self {
-        if self.0 > 0.0 { then } else { otherwise }
+    fn if_above(self, c: f64, then: Self, otherwise: Self) -> Self {
+        if self.0 > c as f32 { then } else { otherwise }
     }
 
     #[inline(always)]
-    fn if_nonpositive(self, then: Self, otherwise: Self) -> Self {
-        if self.0 <= 0.0 { then } else { otherwise }
+    fn if_at_most(self, c: f64, then: Self, otherwise: Self) -> Self {
+        if self.0 <= c as f32 { then } else { otherwise }
     }
 
     #[inline(always)]

@@ -11,9 +11,11 @@ use crate::value::{ATANH_TAIL, Value};
 pub(crate) trait Single: Value {
     /// An integer.
     type Exponent: Clone;
-    /// The nearest integer to a number below 2^21 in size, as a number and as an exponent. Of NaN nothing
-    /// is promised.
-    fn nearest(self) -> (Self, Self::Exponent);
+    /// Whether [`fma`](Value::fma) rounds once.
+    fn fuses(&self) -> bool;
+    /// The nearest integer to a product below 2^21 in size, as a number and as an exponent. Of NaN and
+    /// larger ones nothing is promised.
+    fn nearest(self, factor: f64) -> (Self, Self::Exponent);
     /// The number of [`nearest`](Self::nearest) again, made anew from the exponent where a compiler
     /// would otherwise merge the two products of a sum n a + n b that stand apart for exactness.
     fn again(number: Self, k: Self::Exponent) -> Self;
@@ -31,6 +33,9 @@ pub(crate) trait Single: Value {
     /// x = 2^k y for a positive normal x, with y in [1, 2); k also as a number.
     fn normalized(self) -> (Self::Exponent, Self, Self);
 }
+
+/// Adding and subtracting 1.5 * 2^23 rounds to an integer, and leaves it in the low bits.
+pub(crate) const ROUND: f32 = 12_582_912.0;
 
 /// c[0] + c[1] x + c[2] x^2 + ...
 #[inline(always)]
@@ -51,7 +56,7 @@ const LN2_LOW: f64 = -2.121_944_4e-4;
 /// x = k ln 2 + r with |r| <= ln(2)/2.
 #[inline(always)]
 fn reduce<S: Single>(x: S) -> (S::Exponent, S) {
-    let (number, k) = (x.clone() * S::lit(core::f64::consts::LOG2_E)).nearest();
+    let (number, k) = x.clone().nearest(core::f64::consts::LOG2_E);
     let r = number.clone().fma(S::lit(-LN2_HIGH), x);
     let r = S::again(number, k.clone()).fma(S::lit(-LN2_LOW), r);
     (k, r)
@@ -64,6 +69,21 @@ fn exp_near_0<S: Single>(r: S) -> S {
         r,
         [1.0, 1.0, 0.499_999_94, 0.166_665_21, 0.041_668_255, 0.008_368_662, 0.001_382_145_3],
     )
+}
+
+/// e^x = 2^k y to a relative error of 1.1e-7 + 2.8e-9 |x| + rounding: for what is added to a number near 1
+/// or multiplied by one that vanishes.
+#[inline(always)]
+fn exp_roughly<S: Single>(x: S) -> (S::Exponent, S) {
+    let (k, r) = if x.fuses() {
+        // One step: the f32 number nearest to ln 2 is 2.8e-9 of it too large.
+        let (number, k) = x.clone().nearest(core::f64::consts::LOG2_E);
+        (k, number.fma(S::lit(-core::f64::consts::LN_2), x))
+    } else {
+        reduce(x)
+    };
+    let c = [1.0, 1.0, 0.499_992_31, 0.166_671_16, 0.041_890_33, 0.008_312_501];
+    (k, polynomial(r, c))
 }
 
 /// e^r - 1 for |r| <= ln(2)/2 (relative error 3e-9 + rounding).
@@ -103,10 +123,20 @@ pub(crate) fn sigmoid<S: Single>(x: S) -> (S, S) {
     (s.clone(), e * s)
 }
 
+/// x held within 87, 1/(1 + e^-x) and e^-x/(1 + e^-x).
+#[inline(always)]
+pub(crate) fn sigmoid_factors<S: Single>(x: S) -> [S; 3] {
+    let x = x.at_least(-87.0).at_most(87.0);
+    let (k, y) = exp_roughly(-x.clone());
+    let e = y.scaled(k);
+    let s = S::lit(1.0).over(S::lit(1.0) + e.clone());
+    [x, s.clone(), e * s]
+}
+
 /// x/(1 + e^-(t + rest)), accurate to where it vanishes.
 #[inline(always)]
 pub(crate) fn times_sigmoid<S: Single>(x: S, t: S, rest: Option<S>) -> S {
-    let (k, r) = reduce(-t.clone().at_least(-130.0).at_most(40.0));
+    let (k, r) = reduce(-t.clone().at_least(-130.0));
     let e = exp_near_0(r);
     let e = match rest {
         None => e,
@@ -118,7 +148,7 @@ pub(crate) fn times_sigmoid<S: Single>(x: S, t: S, rest: Option<S>) -> S {
     };
     let sum = e.fma(S::power(k, -SHIFT), S::lit(TWO_TO_MINUS_SHIFT));
     let quotient = x.clone().over(sum) * S::lit(TWO_TO_MINUS_SHIFT);
-    (t - S::lit(40.0)).if_positive(x, quotient)
+    t.if_above(40.0, x, quotient)
 }
 
 #[inline(always)]
@@ -129,13 +159,14 @@ pub(crate) fn ln_1p_series<S: Single>(t: S) -> (S, S, S) {
     let (exponent, k, fraction) = y.clone().normalized();
     // What rounding 1 + t lost, brought to the scale of the fraction; for k = 0, f = t is exact.
     let lost = S::lit(1.0) - (y - t.clone());
-    let f = (fraction - S::lit(1.0)) + lost * S::inverse_power(exponent);
+    let f = lost.fma(S::inverse_power(exponent), fraction - S::lit(1.0));
     let f = k.clone().if_nonpositive(t, f);
     let s = f.clone().over(S::lit(2.0) + f.clone());
     let square = s.clone() * s.clone();
     let tail = atanh_tail(square.clone());
     // ln(1+f) = 2 s + 2 s^3 P = f - s (f - 2 s^2 P)
-    let log = (-s.clone()).fma(f.clone() - S::lit(2.0) * square * tail.clone(), f);
+    let rest = (S::lit(-2.0) * square).fma(tail.clone(), f.clone());
+    let log = (-s.clone()).fma(rest, f);
     let log = k.clone().fma(S::lit(LN2_LOW), log);
     (k.fma(S::lit(LN2_HIGH), log), s, tail)
 }
@@ -195,7 +226,7 @@ pub(crate) fn times_normal<S: Single>(x: S) -> S {
     let (square, rest) = z.clone().exact_product(z.clone());
     // The whole exponent in powers of two, to 0.05 up to 5: near enough to take the integer from.
     let estimate = z.clone().fma(S::lit(-0.913_296), S::lit(-1.050_016_7));
-    let (number, k) = square.clone().fma(S::lit(-0.642_706_2), estimate).nearest();
+    let (number, k) = square.clone().fma(S::lit(-0.642_706_2), estimate).nearest(1.0);
     // What is left of z^2 + G is summed so that the large numbers come first, unrounded where they are
     // large.
     let left = number.clone().fma(S::lit(2.0 * LN2_HIGH), square) + S::lit(G0);
@@ -213,7 +244,7 @@ pub(crate) fn times_normal<S: Single>(x: S) -> S {
             2.199_886e-5,
         ],
     );
-    x.at_least(0.0) - z * e.scaled(k)
+    (-z).fma(e.scaled(k), x.at_least(0.0))
 }
 
 #[inline(always)]
@@ -238,8 +269,8 @@ pub(crate) fn normal_tail_slope<S: Single>(x: S) -> S {
             1.631_670_8e-6,
         ],
     );
-    let (k, r) = reduce(S::lit(-0.5) * (z.clone() * z));
-    exp_near_0(r).scaled(k) * h
+    let (k, y) = exp_roughly(S::lit(-0.5) * (z.clone() * z));
+    y.scaled(k) * h
 }
 
 /// The methods of [`Value`] that stand above.
@@ -257,12 +288,21 @@ macro_rules! single_precision_functions {
         #[inline(always)]
         fn product(self, other: Self) -> (Self, Self) {
             let (product, rest) = self.exact_product(other);
-            let in_range = product.clone().abs() - Self::lit(1e4);
-            (product, in_range.if_nonpositive(rest, Self::lit(0.0)))
+            let rest = product.clone().abs().if_at_most(1e4, rest, Self::lit(0.0));
+            (product, rest)
         }
         #[inline(always)]
         fn sigmoid(self) -> (Self, Self) {
             $crate::single::sigmoid(self)
+        }
+        #[inline(always)]
+        fn rough_sigmoid(self) -> (Self, Self) {
+            let [_, s, complement] = self.sigmoid_factors();
+            (s, complement)
+        }
+        #[inline(always)]
+        fn sigmoid_factors(self) -> [Self; 3] {
+            $crate::single::sigmoid_factors(self)
         }
         #[inline(always)]
         fn times_sigmoid(self, t: Self, rest: Option<Self>) -> Self {

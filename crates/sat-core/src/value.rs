@@ -67,14 +67,25 @@ pub(crate) trait Value:
     fn over(self, y: Self) -> Self {
         self / y
     }
-    /// `then` where self > 0, else `otherwise`.
-    fn if_positive(self, then: Self, otherwise: Self) -> Self;
-    /// `then` where self <= 0, else `otherwise`.
-    fn if_nonpositive(self, then: Self, otherwise: Self) -> Self;
+    /// `then` where self > c, else `otherwise`.
+    fn if_above(self, c: f64, then: Self, otherwise: Self) -> Self;
+    /// `then` where self <= c, else `otherwise`.
+    fn if_at_most(self, c: f64, then: Self, otherwise: Self) -> Self;
     /// max(x, c), keeping NaN.
     fn at_least(self, c: f64) -> Self;
     /// min(x, c), keeping NaN.
     fn at_most(self, c: f64) -> Self;
+
+    /// `then` where self > 0, else `otherwise`.
+    #[inline(always)]
+    fn if_positive(self, then: Self, otherwise: Self) -> Self {
+        self.if_above(0.0, then, otherwise)
+    }
+    /// `then` where self <= 0, else `otherwise`.
+    #[inline(always)]
+    fn if_nonpositive(self, then: Self, otherwise: Self) -> Self {
+        self.if_at_most(0.0, then, otherwise)
+    }
 
     /// The logistic sigmoid and its complement, (s(x), 1 - s(x)). With e = e^-|x| both are 1/(1+e) and
     /// e/(1+e), so nothing overflows and nothing cancels.
@@ -83,6 +94,20 @@ pub(crate) trait Value:
         let large = Self::lit(1.0).over(Self::lit(1.0) + e.clone());
         let small = e * large.clone();
         (self.clone().if_positive(large.clone(), small.clone()), self.if_positive(small, large))
+    }
+
+    /// [`sigmoid`](Value::sigmoid) for derivatives, whose error is measured beside 1: it may be off by a
+    /// fraction of 1's last digit.
+    fn rough_sigmoid(self) -> (Self, Self) {
+        self.sigmoid()
+    }
+
+    /// x and its [`rough_sigmoid`](Value::rough_sigmoid) as factors: x is held where s(x) is 0 or 1 in
+    /// this precision, which keeps inf * 0 away.
+    fn sigmoid_factors(self) -> [Self; 3] {
+        let x = self.at_least(-800.0).at_most(800.0);
+        let (s, complement) = x.clone().rough_sigmoid();
+        [x, s, complement]
     }
 
     /// self * s(t + rest), for a rest of at most 2^-8 that t leaves out; none where that does not
@@ -132,11 +157,11 @@ impl Value for f64 {
         let z = self.abs().at_most(40.0);
         normal_tail(z) - z * (-0.5 * z * z).exp() * FRAC_1_SQRT_2PI
     }
-    fn if_positive(self, then: Self, otherwise: Self) -> Self {
-        if self > 0.0 { then } else { otherwise }
+    fn if_above(self, c: f64, then: Self, otherwise: Self) -> Self {
+        if self > c { then } else { otherwise }
     }
-    fn if_nonpositive(self, then: Self, otherwise: Self) -> Self {
-        if self <= 0.0 { then } else { otherwise }
+    fn if_at_most(self, c: f64, then: Self, otherwise: Self) -> Self {
+        if self <= c { then } else { otherwise }
     }
     fn at_least(self, c: f64) -> Self {
         if self < c { c } else { self }

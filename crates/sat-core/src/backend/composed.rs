@@ -295,17 +295,17 @@ impl<B: Backend> Value for Composed<B> {
         let density = (z.clone() * z.clone() * Constant(-0.5)).exp() * Constant(FRAC_1_SQRT_2PI);
         tail - z * density
     }
-    fn if_positive(self, then: Self, otherwise: Self) -> Self {
-        self.select(0.0, B::float_greater_elem, |x, c| x > c, then, otherwise)
+    fn if_above(self, bound: f64, then: Self, otherwise: Self) -> Self {
+        self.select(bound, B::float_greater_elem, |x, c| x > c, then, otherwise)
     }
-    fn if_nonpositive(self, then: Self, otherwise: Self) -> Self {
-        self.select(0.0, B::float_lower_equal_elem, |x, c| x <= c, then, otherwise)
+    fn if_at_most(self, bound: f64, then: Self, otherwise: Self) -> Self {
+        self.select(bound, B::float_lower_equal_elem, |x, c| x <= c, then, otherwise)
     }
     // Not float_clamp_min and float_clamp_max: some backends take a maximum that loses NaN.
     fn at_least(self, bound: f64) -> Self {
         self.clone().select(bound, B::float_lower_elem, |x, c| x < c, Constant(bound), self)
     }
     fn at_most(self, bound: f64) -> Self {
-        self.clone().select(bound, B::float_greater_elem, |x, c| x > c, Constant(bound), self)
+        self.clone().if_above(bound, Constant(bound), self)
     }
 }

@@ -38,9 +38,9 @@ impl Formula for GeluTanh {
         let x = x.at_least(-40.0).at_most(40.0);
         let square = x.clone() * x.clone();
         let u2 = x.clone() * (V::lit(SCALE) + V::lit(SCALE * CUBIC) * square.clone());
-        let (s, complement) = u2.sigmoid();
+        let (s, complement) = u2.rough_sigmoid();
         let u2_slope = V::lit(SCALE) + V::lit(3.0 * SCALE * CUBIC) * square;
-        s.clone() + x * s * complement * u2_slope
+        (x * s.clone() * complement).fma(u2_slope, s)
     }
 
     /// At 0, where f'' = 2 sqrt(2/pi).

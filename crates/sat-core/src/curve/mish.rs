@@ -26,13 +26,12 @@ impl Formula for Mish {
     /// f' = t + x (1 - t^2) s; with c = 1 - s and d = 1 + c^2, t = s (1 + c)/d and 1 - t = 2 c^2/d.
     #[inline(always)]
     fn slope<V: Value>(x: V, _: [V; 2]) -> V {
-        let x = x.at_least(-800.0).at_most(800.0);
-        let (s, c) = x.clone().sigmoid();
+        let [x, s, c] = x.sigmoid_factors();
         let square = c.clone() * c.clone();
         let scale = V::lit(1.0).over(V::lit(1.0) + square.clone());
         let t = s.clone() * (V::lit(1.0) + c) * scale.clone();
         let complement = V::lit(2.0) * (square * scale);
-        t.clone() + x * s * complement * (V::lit(1.0) + t)
+        (x * s * complement).fma(V::lit(1.0) + t.clone(), t)
     }
 
     /// Near -0.088.

@@ -14,12 +14,12 @@ impl Formula for ParametricSoftplus {
         let bend = (e.clone() * scale.clone()).ln_1p_unit() * inverse.clone();
         // Here ln(1 + e) is e, which may be subnormal where e/a is not.
         let end = e * inverse * scale;
-        x.at_least(0.0) + (product + V::lit(60.0)).if_positive(bend, end)
+        x.at_least(0.0) + product.if_above(-60.0, bend, end)
     }
 
     #[inline(always)]
     fn slope<V: Value>(x: V, [a, _]: [V; 2]) -> V {
-        (a * x).sigmoid().0
+        (a * x).rough_sigmoid().0
     }
 
     /// With t = a x: \[x s(t) - f(x)\]/a = -\[|t| e/(1+e) + ln(1+e)\]/a^2, e = e^-|t|.

@@ -23,7 +23,7 @@ impl Formula for ShiftedSwish {
 
     #[inline(always)]
     fn slope<V: Value>(x: V, [a, b]: [V; 2]) -> V {
-        let (s, complement) = (a.clone() * x.clone()).sigmoid();
+        let (s, complement) = (a.clone() * x.clone()).rough_sigmoid();
         let scale = V::lit(1.0) / (V::lit(1.0) - b.clone());
         ((s.clone() - b) + a.clone() * (bounded(x, a) * s * complement)) * scale
     }

@@ -20,27 +20,25 @@ fn arguments<V: Value>(x: V, a: V) -> (V, V) {
     (positive, t)
 }
 
-/// ln(1+t); and s, (1 - s)/2 = 1/(2+t) and w = s (1-s) P = 2 s P/(2+t) for t up to [`SMALL`], where
-/// f(x) = x s (1 - w).
+/// ln(1+t); and s and w = s (1-s) P for t up to [`SMALL`], where f(x) = x s (1 - w).
 #[inline(always)]
-fn series<V: Value>(t: V) -> (V, V, V, V) {
+fn series<V: Value>(t: V) -> (V, V, V) {
     let (log, s, tail) = t.ln_1p_series();
-    let half = V::lit(0.5) - V::lit(0.5) * s.clone();
-    (log, s.clone(), half.clone(), V::lit(2.0) * s * half * tail)
+    (log, s.clone(), (s.clone() - s.clone() * s) * tail)
 }
 
 impl Formula for SmoothRelu {
     #[inline(always)]
     fn value<V: Value>(x: V, [a, _]: [V; 2]) -> V {
         let (x, t) = arguments(x, a.clone());
-        let (log, s, _, w) = series(t.clone());
+        let (log, s, w) = series(t.clone());
         let small = x.clone() * (-w).fma(s.clone(), s);
         // x - log/a cancels, so 1/a has two parts and every product is rounded with its sum.
         let inverse = V::lit(1.0) / a.clone();
         let (whole, rest) = a.product(inverse.clone());
         let low = ((V::lit(1.0) - whole) - rest) * inverse.clone();
         let large = (-log.clone()).fma(low, (-log).fma(inverse, x));
-        (t - V::lit(SMALL)).if_positive(large, small)
+        t.if_above(SMALL, large, small)
     }
 
     #[inline(always)]
@@ -49,15 +47,16 @@ impl Formula for SmoothRelu {
         t.clone().over(V::lit(1.0) + t)
     }
 
-    /// \[ln(1+t) - t/(1+t)\]/a^2, which is x^2 \[1/(1+t) - (1 - s (1-s) P)/(2+t)\] for small t.
+    /// \[ln(1+t) - t/(1+t)\]/a^2, which is x^2 \[1/(1+t) - (1 - w)/(2+t)\] for small t, 1/(2+t) = (1 - s)/2.
     #[inline(always)]
     fn parameter_slopes<V: Value>(x: V, [a, _]: [V; 2]) -> [V; 2] {
         let (x, t) = arguments(x, a.clone());
         let recip = V::lit(1.0).over(V::lit(1.0) + t.clone());
-        let (log, _, half, w) = series(t.clone());
+        let (log, s, w) = series(t.clone());
+        let half = V::lit(0.5) - V::lit(0.5) * s;
         let small = x.clone() * (x * (recip.clone() - half * (V::lit(1.0) - w)));
         let large = (log - t.clone() * recip) * (V::lit(1.0) / (a.clone() * a));
-        [(t - V::lit(SMALL)).if_positive(large, small), V::lit(0.0)]
+        [t.if_above(SMALL, large, small), V::lit(0.0)]
     }
 
     /// Right of 0.

@@ -15,7 +15,7 @@ impl Formula for Softplus {
 
     #[inline(always)]
     fn slope<V: Value>(x: V, _: [V; 2]) -> V {
-        x.sigmoid().0
+        x.rough_sigmoid().0
     }
 
     /// At 0.

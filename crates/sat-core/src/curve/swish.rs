@@ -7,8 +7,7 @@ pub(crate) struct Swish;
 /// every precision, and the bound keeps inf * 0 away.
 #[inline(always)]
 pub(super) fn bounded<V: Value>(x: V, a: V) -> V {
-    let saturated = (a * x.clone()).abs() - V::lit(800.0);
-    saturated.if_positive(x.clone().one_or_nan(), x)
+    (a * x.clone()).abs().if_above(800.0, x.clone().one_or_nan(), x)
 }
 
 impl Formula for Swish {
@@ -22,8 +21,8 @@ impl Formula for Swish {
 
     #[inline(always)]
     fn slope<V: Value>(x: V, [a, _]: [V; 2]) -> V {
-        let (s, complement) = (a.clone() * x.clone()).sigmoid();
-        s.clone() + a.clone() * (bounded(x, a) * s * complement)
+        let (s, complement) = (a.clone() * x.clone()).rough_sigmoid();
+        a.clone().fma(bounded(x, a) * s.clone() * complement, s)
     }
 
     /// df/da = x^2 s (1 - s)

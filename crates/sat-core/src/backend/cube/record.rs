@@ -5,7 +5,7 @@
 
 use crate::{
     curve::Formula,
-    single::{Single, single_precision_functions},
+    single::{ROUND, Single, single_precision_functions},
     value::Value,
 };
 use burn_cubecl::cubecl::{self, ir::Scope, prelude::*};
@@ -62,10 +62,10 @@ mod step {
         // Half up, where `round` would leave halves to the driver.
         round_half_up(x: F<N>) -> F<N> { (x + Vector::new(0.5)).floor() }
         to_integer(x: F<N>) -> I<N> { Vector::cast_from(x) }
-        // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
-        nearest_of_bits(x: F<N>) -> I<N> {
-            let bits: Vector<i32, N> = Vector::reinterpret(x + Vector::new(12_582_912.0));
-            bits - Vector::new(0x4b40_0000)
+        low_bits(x: F<N>) -> I<N> {
+            let bits: Vector<i32, N> = Vector::reinterpret(x);
+            let round = comptime![ROUND.to_bits() as i32];
+            bits - Vector::new(round)
         }
         to_number(k: I<N>) -> F<N> { Vector::cast_from(k) }
         negative(k: I<N>) -> I<N> { -k }
@@ -219,13 +219,17 @@ impl<N: Size> Neg for Recorded<'_, N> {
 impl<'a, N: Size> Single for Recorded<'a, N> {
     type Exponent = (&'a Scope, NativeExponent<N>);
 
-    fn nearest(self) -> (Self, Self::Exponent) {
-        let is_cuda = self.is_cuda();
-        let (scope, x) = self.vector();
-        if is_cuda {
-            let k = (scope, NativeExponent(step::nearest_of_bits::expand::<N>(scope, x)));
+    fn fuses(&self) -> bool {
+        self.is_cuda()
+    }
+
+    fn nearest(self, factor: f64) -> (Self, Self::Exponent) {
+        if self.is_cuda() {
+            let (scope, shifted) = self.fma(Constant(factor), Constant(ROUND.into())).vector();
+            let k = (scope, NativeExponent(step::low_bits::expand::<N>(scope, shifted)));
             return (Self::again(Constant(0.0), k.clone()), k);
         }
+        let (scope, x) = (self * Constant(factor)).vector();
         let rounded = step::round_half_up::expand::<N>(scope, x);
         let k = step::to_integer::expand::<N>(scope, copy(&rounded));
         (Recorded::Vector(scope, rounded), (scope, NativeExponent(k)))
@@ -327,19 +331,17 @@ impl<N: Size> Value for Recorded<'_, N> {
     fn sqrt(self) -> Self {
         self.unary(step::square_root::expand::<N>, f64::sqrt)
     }
-    fn if_positive(self, then: Self, otherwise: Self) -> Self {
-        self.select(0.0, step::if_greater::expand::<N>, |x, y| x > y, then, otherwise)
+    fn if_above(self, c: f64, then: Self, otherwise: Self) -> Self {
+        self.select(c, step::if_greater::expand::<N>, |x, c| x > c, then, otherwise)
     }
-    fn if_nonpositive(self, then: Self, otherwise: Self) -> Self {
-        self.select(0.0, step::if_less_equal::expand::<N>, |x, y| x <= y, then, otherwise)
+    fn if_at_most(self, c: f64, then: Self, otherwise: Self) -> Self {
+        self.select(c, step::if_less_equal::expand::<N>, |x, c| x <= c, then, otherwise)
     }
     fn at_least(self, c: f64) -> Self {
-        let x = self.clone();
-        self.select(c, step::if_less_equal::expand::<N>, |x, y| x <= y, Constant(c), x)
+        self.clone().if_at_most(c, Constant(c), self)
     }
     fn at_most(self, c: f64) -> Self {
-        let x = self.clone();
-        self.select(c, step::if_greater::expand::<N>, |x, y| x > y, Constant(c), x)
+        self.clone().if_above(c, Constant(c), self)
     }
 }
 
