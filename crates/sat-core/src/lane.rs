@@ -57,7 +57,7 @@ impl<const FMA: bool> Single for Lane<FMA> {
 
     #[inline(always)]
     fn power(k: i32, shift: i32) -> Self {
-        Self(f32::from_bits(((k + (127 + shift)) as u32) << 23))
+        Self(f32::from_bits((k.wrapping_add(127 + shift) as u32) << 23))
     }
 
     // Added to the exponent: integer additions run beside the multiplications, which are what a loop
@@ -148,11 +148,6 @@ impl<const FMA: bool> Value for Lane<FMA> {
     #[inline(always)]
     fn at_least(self, c: f64) -> Self {
         if self.0 < c as f32 { Self(c as f32) } else { self }
-    }
-
-    #[inline(always)]
-    fn at_most(self, c: f64) -> Self {
-        if self.0 > c as f32 { Self(c as f32) } else { self }
     }
 }
 

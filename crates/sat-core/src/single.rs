@@ -19,7 +19,7 @@ pub(crate) trait Single: Value {
     /// The number of [`nearest`](Self::nearest) again, made anew from the exponent where a compiler
     /// would otherwise merge the two products of a sum n a + n b that stand apart for exactness.
     fn again(number: Self, k: Self::Exponent) -> Self;
-    /// 2^(k + shift), for an exponent from -126 to 127.
+    /// 2^(k + shift), for an exponent from -126 to 127. Of others nothing is promised.
     fn power(k: Self::Exponent, shift: i32) -> Self;
     /// self * 2^k for a result that is a normal number. Of NaN nothing is promised.
     fn scaled(self, k: Self::Exponent) -> Self {
@@ -118,24 +118,35 @@ pub(crate) fn exp_m1_nonpositive<S: Single>(x: S) -> S {
 #[inline(always)]
 pub(crate) fn sigmoid<S: Single>(x: S) -> (S, S) {
     let (k, r) = reduce(-x.at_least(-87.0).at_most(87.0));
-    let e = exp_near_0(r) * S::power(k, 0);
-    let s = S::lit(1.0).over(S::lit(1.0) + e.clone());
-    (s.clone(), e * s)
+    shares(exp_near_0(r) * S::power(k, 0))
 }
 
-/// x held within 87, 1/(1 + e^-x) and e^-x/(1 + e^-x).
 #[inline(always)]
-pub(crate) fn sigmoid_factors<S: Single>(x: S) -> [S; 3] {
+pub(crate) fn rough_sigmoid<S: Single>(x: S) -> (S, S) {
+    let (k, y) = exp_roughly(-x.at_least(-87.0).at_most(87.0));
+    shares(y * S::power(k, 0))
+}
+
+#[inline(always)]
+pub(crate) fn rough_sigmoid_with_x<S: Single>(x: S) -> [S; 3] {
     let x = x.at_least(-87.0).at_most(87.0);
     let (k, y) = exp_roughly(-x.clone());
-    let e = y.scaled(k);
+    // A NaN may get lost here; x keeps it.
+    let (s, complement) = shares(y.scaled(k));
+    [x, s, complement]
+}
+
+/// 1/(1 + e) and e/(1 + e)
+#[inline(always)]
+fn shares<S: Single>(e: S) -> (S, S) {
     let s = S::lit(1.0).over(S::lit(1.0) + e.clone());
-    [x, s.clone(), e * s]
+    (s.clone(), e * s)
 }
 
 /// x/(1 + e^-(t + rest)), accurate to where it vanishes.
 #[inline(always)]
 pub(crate) fn times_sigmoid<S: Single>(x: S, t: S, rest: Option<S>) -> S {
+    // Where t is beyond 40 all this may be anything: x is chosen at the end.
     let (k, r) = reduce(-t.clone().at_least(-130.0));
     let e = exp_near_0(r);
     let e = match rest {
@@ -297,12 +308,11 @@ macro_rules! single_precision_functions {
         }
         #[inline(always)]
         fn rough_sigmoid(self) -> (Self, Self) {
-            let [_, s, complement] = self.sigmoid_factors();
-            (s, complement)
+            $crate::single::rough_sigmoid(self)
         }
         #[inline(always)]
-        fn sigmoid_factors(self) -> [Self; 3] {
-            $crate::single::sigmoid_factors(self)
+        fn rough_sigmoid_with_x(self) -> [Self; 3] {
+            $crate::single::rough_sigmoid_with_x(self)
         }
         #[inline(always)]
         fn times_sigmoid(self, t: Self, rest: Option<Self>) -> Self {

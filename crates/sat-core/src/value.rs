@@ -74,7 +74,10 @@ pub(crate) trait Value:
     /// max(x, c), keeping NaN.
     fn at_least(self, c: f64) -> Self;
     /// min(x, c), keeping NaN.
-    fn at_most(self, c: f64) -> Self;
+    #[inline(always)]
+    fn at_most(self, c: f64) -> Self {
+        self.clone().if_above(c, Self::lit(c), self)
+    }
 
     /// `then` where self > 0, else `otherwise`.
     #[inline(always)]
@@ -102,9 +105,9 @@ pub(crate) trait Value:
         self.sigmoid()
     }
 
-    /// x and its [`rough_sigmoid`](Value::rough_sigmoid) as factors: x is held where s(x) is 0 or 1 in
-    /// this precision, which keeps inf * 0 away.
-    fn sigmoid_factors(self) -> [Self; 3] {
+    /// x and its [`rough_sigmoid`](Value::rough_sigmoid), as factors of one product: x is held where the
+    /// smaller of the two vanishes beside 1, which keeps inf * 0 away.
+    fn rough_sigmoid_with_x(self) -> [Self; 3] {
         let x = self.at_least(-800.0).at_most(800.0);
         let (s, complement) = x.clone().rough_sigmoid();
         [x, s, complement]
@@ -165,9 +168,6 @@ impl Value for f64 {
     }
     fn at_least(self, c: f64) -> Self {
         if self < c { c } else { self }
-    }
-    fn at_most(self, c: f64) -> Self {
-        if self > c { c } else { self }
     }
 }
 

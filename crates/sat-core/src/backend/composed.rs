@@ -301,11 +301,8 @@ impl<B: Backend> Value for Composed<B> {
     fn if_at_most(self, bound: f64, then: Self, otherwise: Self) -> Self {
         self.select(bound, B::float_lower_equal_elem, |x, c| x <= c, then, otherwise)
     }
-    // Not float_clamp_min and float_clamp_max: some backends take a maximum that loses NaN.
+    // Not float_clamp_min, nor float_clamp_max in `at_most`: some backends take a maximum that loses NaN.
     fn at_least(self, bound: f64) -> Self {
         self.clone().select(bound, B::float_lower_elem, |x, c| x < c, Constant(bound), self)
-    }
-    fn at_most(self, bound: f64) -> Self {
-        self.clone().if_above(bound, Constant(bound), self)
     }
 }

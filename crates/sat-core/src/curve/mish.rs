@@ -26,7 +26,7 @@ impl Formula for Mish {
     /// f' = t + x (1 - t^2) s; with c = 1 - s and d = 1 + c^2, t = s (1 + c)/d and 1 - t = 2 c^2/d.
     #[inline(always)]
     fn slope<V: Value>(x: V, _: [V; 2]) -> V {
-        let [x, s, c] = x.sigmoid_factors();
+        let [x, s, c] = x.rough_sigmoid_with_x();
         let square = c.clone() * c.clone();
         let scale = V::lit(1.0).over(V::lit(1.0) + square.clone());
         let t = s.clone() * (V::lit(1.0) + c) * scale.clone();

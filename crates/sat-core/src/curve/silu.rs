@@ -13,7 +13,7 @@ impl Formula for Silu {
 
     #[inline(always)]
     fn slope<V: Value>(x: V, _: [V; 2]) -> V {
-        let [x, s, complement] = x.sigmoid_factors();
+        let [x, s, complement] = x.rough_sigmoid_with_x();
         (s.clone() * x).fma(complement, s)
     }
 

@@ -12,8 +12,8 @@ fn root_and_mean<V: Value>(x: V, a: V) -> (V, V) {
     let bounded = size.clone().at_most(LARGE);
     let root = (bounded.clone() * bounded.clone() + a).sqrt();
     let mean = V::lit(0.5) * (root.clone() + bounded);
-    let otherwise = |value| size.clone().if_above(LARGE, size.clone(), value);
-    (otherwise(root), otherwise(mean))
+    let unless_large = |value| size.clone().if_above(LARGE, size.clone(), value);
+    (unless_large(root), unless_large(mean))
 }
 
 impl Formula for Squareplus {

@@ -62,7 +62,8 @@ mod step {
         // Half up, where `round` would leave halves to the driver.
         round_half_up(x: F<N>) -> F<N> { (x + Vector::new(0.5)).floor() }
         to_integer(x: F<N>) -> I<N> { Vector::cast_from(x) }
-        low_bits(x: F<N>) -> I<N> {
+        // The integer that adding `ROUND` left in the low bits.
+        without_round(x: F<N>) -> I<N> {
             let bits: Vector<i32, N> = Vector::reinterpret(x);
             let round = comptime![ROUND.to_bits() as i32];
             bits - Vector::new(round)
@@ -226,7 +227,7 @@ impl<'a, N: Size> Single for Recorded<'a, N> {
     fn nearest(self, factor: f64) -> (Self, Self::Exponent) {
         if self.is_cuda() {
             let (scope, shifted) = self.fma(Constant(factor), Constant(ROUND.into())).vector();
-            let k = (scope, NativeExponent(step::low_bits::expand::<N>(scope, shifted)));
+            let k = (scope, NativeExponent(step::without_round::expand::<N>(scope, shifted)));
             return (Self::again(Constant(0.0), k.clone()), k);
         }
         let (scope, x) = (self * Constant(factor)).vector();
@@ -339,9 +340,6 @@ impl<N: Size> Value for Recorded<'_, N> {
     }
     fn at_least(self, c: f64) -> Self {
         self.clone().if_at_most(c, Constant(c), self)
-    }
-    fn at_most(self, c: f64) -> Self {
-        self.clone().if_above(c, Constant(c), self)
     }
 }
 
