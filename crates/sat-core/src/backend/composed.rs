@@ -158,6 +158,11 @@ impl<B: Backend> Composed<B> {
         }
     }
 
+    /// c[0] + c[1] x + c[2] x^2 + ...
+    fn polynomial(self, c: &[f64]) -> Self {
+        c.iter().rev().fold(Constant(0.0), |sum, c| sum * self.clone() + Constant(*c))
+    }
+
     /// Chooses by a comparison of the number with a constant.
     fn select(
         self,
@@ -261,9 +266,8 @@ impl<B: Backend> Value for Composed<B> {
             }
             // A hyperbolic tangent costs two exponentials; five terms are right to 1.4e-8 up to here.
             Tensor(_) => {
-                let terms = [1.0, 1.0 / 2.0, 1.0 / 6.0, 1.0 / 24.0, 1.0 / 120.0].into_iter().rev();
-                let series = terms.fold(Constant(0.0), |sum, c| sum * self.clone() + Constant(c));
-                let near_0 = self.clone() * series;
+                let series = [1.0, 1.0 / 2.0, 1.0 / 6.0, 1.0 / 24.0, 1.0 / 120.0];
+                let near_0 = self.clone() * self.clone().polynomial(&series);
                 let beyond = self.clone().exp() - Constant(1.0);
                 self.if_above(-0.1, near_0, beyond)
             }
@@ -283,8 +287,7 @@ impl<B: Backend> Value for Composed<B> {
             Tensor(x) if x.dtype() == DType::F64 => &series[..],
             _ => &ATANH_TAIL,
         };
-        let terms = coefficients.iter().rev();
-        terms.fold(Constant(0.0), |sum, c| sum * self.clone() + Constant(*c))
+        self.polynomial(coefficients)
     }
     fn abs(self) -> Self {
         self.map(B::float_abs, f64::abs)
