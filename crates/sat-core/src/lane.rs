@@ -87,10 +87,9 @@ impl<const FMA: bool> Single for Lane<FMA> {
     }
 
     #[inline(always)]
-    fn normalized(self) -> (i32, Self, Self) {
-        let bits = self.0.to_bits();
-        let k = (bits >> 23) as i32 - 127;
-        (k, Self(k as f32), Self(f32::from_bits(bits & 0x007f_ffff | 0x3f80_0000)))
+    fn exponent(self) -> (i32, Self) {
+        let k = (self.0.to_bits() >> 23) as i32 - 127;
+        (k, Self(k as f32))
     }
 }
 

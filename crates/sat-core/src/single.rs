@@ -5,7 +5,7 @@
 //! exponential, which may be off by many units in the last place. The polynomial coefficients are our
 //! own minimax fits; the error of the fit is stated beside each.
 
-use crate::value::{ATANH_TAIL, Value};
+use crate::value::{BEND, Value};
 
 /// A [`Value`] of `f32` arithmetic whose exponent can be taken apart.
 pub(crate) trait Single: Value {
@@ -30,8 +30,8 @@ pub(crate) trait Single: Value {
     /// The product as a rounded number and what rounding lost, for factors whose product is far from
     /// both ends of the range.
     fn exact_product(self, other: Self) -> (Self, Self);
-    /// x = 2^k y for a positive normal x, with y in [1, 2); k also as a number.
-    fn normalized(self) -> (Self::Exponent, Self, Self);
+    /// k of x = 2^k y for a positive normal x, with y in [1, 2); also as a number.
+    fn exponent(self) -> (Self::Exponent, Self);
 }
 
 /// Adding and subtracting 1.5 * 2^23 rounds to an integer, and leaves it in the low bits.
@@ -163,23 +163,15 @@ pub(crate) fn times_sigmoid<S: Single>(x: S, t: S, rest: Option<S>) -> S {
 }
 
 #[inline(always)]
-pub(crate) fn ln_1p_series<S: Single>(t: S) -> (S, S, S) {
-    // 1 + t = 2^k (1 + f) with f in [0, 1): both terms of k ln 2 + ln(1+f) are positive, so none of
-    // their digits cancel.
-    let y = S::lit(1.0) + t.clone();
-    let (exponent, k, fraction) = y.clone().normalized();
-    // What rounding 1 + t lost, brought to the scale of the fraction; for k = 0, f = t is exact.
-    let lost = S::lit(1.0) - (y - t.clone());
-    let f = lost.fma(S::inverse_power(exponent), fraction - S::lit(1.0));
-    let f = k.clone().if_nonpositive(t, f);
-    let s = f.clone().over(S::lit(2.0) + f.clone());
-    let square = s.clone() * s.clone();
-    let tail = atanh_tail(square.clone());
-    // ln(1+f) = 2 s + 2 s^3 P = f - s (f - 2 s^2 P)
-    let rest = (S::lit(-2.0) * square).fma(tail.clone(), f.clone());
-    let log = (-s.clone()).fma(rest, f);
-    let log = k.clone().fma(S::lit(LN2_LOW), log);
-    (k.fma(S::lit(LN2_HIGH), log), s, tail)
+pub(crate) fn ln_1p_with_bend<S: Single>(t: S) -> (S, S) {
+    // 1 + t = 2^k (1 + f) with f in [0, 1]: both terms of k ln 2 + ln(1+f) are positive, so none of their
+    // digits cancel. f keeps the digits of t, not of the rounded sum; for k = 0 it is t.
+    let (exponent, k) = (S::lit(1.0) + t.clone()).exponent();
+    let scale = S::inverse_power(exponent);
+    let f = t.fma(scale.clone(), scale - S::lit(1.0));
+    let bend = polynomial(f.clone(), BEND);
+    let log = (-(f.clone() * bend.clone())).fma(f.clone(), f);
+    (k.fma(S::lit(core::f64::consts::LN_2), log), bend)
 }
 
 /// Relative error of the fit 5e-9.
@@ -201,11 +193,6 @@ pub(crate) fn ln_1p_unit<S: Single>(u: S) -> S {
         ],
     );
     u * ratio
-}
-
-#[inline(always)]
-pub(crate) fn atanh_tail<S: Single>(z: S) -> S {
-    polynomial(z, ATANH_TAIL)
 }
 
 /// Left of -10 it stays at -7e-21.
@@ -319,16 +306,12 @@ macro_rules! single_precision_functions {
             $crate::single::times_sigmoid(self, t, rest)
         }
         #[inline(always)]
-        fn ln_1p_series(self) -> (Self, Self, Self) {
-            $crate::single::ln_1p_series(self)
+        fn ln_1p_with_bend(self) -> (Self, Self) {
+            $crate::single::ln_1p_with_bend(self)
         }
         #[inline(always)]
         fn ln_1p_unit(self) -> Self {
             $crate::single::ln_1p_unit(self)
-        }
-        #[inline(always)]
-        fn atanh_tail(self) -> Self {
-            $crate::single::atanh_tail(self)
         }
         #[inline(always)]
         fn times_normal(self) -> Self {

@@ -2,7 +2,7 @@
 
 use crate::{
     curve::{Curve, Formula, Visitor},
-    value::{ATANH_TAIL, FRAC_1_SQRT_2PI, Value, with_series},
+    value::{BEND, FRAC_1_SQRT_2PI, Value, bend_series},
 };
 use burn::{
     backend::{
@@ -274,20 +274,18 @@ impl<B: Backend> Value for Composed<B> {
             Constant(c) => Constant(c.exp_m1()),
         }
     }
-    fn ln_1p_series(self) -> (Self, Self, Self) {
-        with_series(self.clone().ln_1p_unit(), self)
+    fn ln_1p_with_bend(self) -> (Self, Self) {
+        // Beyond 1 nothing is promised, but a power of a large number would be infinite, and then its
+        // gradient NaN where Burn differentiates this.
+        let t = self.clone().at_most(1.0);
+        let bend = match &t {
+            Tensor(x) if x.dtype() != DType::F64 => t.polynomial(&BEND),
+            _ => bend_series(t),
+        };
+        (self.ln_1p_unit(), bend)
     }
     fn ln_1p_unit(self) -> Self {
         self.map(B::float_log1p, f64::ln_1p)
-    }
-    fn atanh_tail(self) -> Self {
-        // (1/9)^16/35 is below 2^-55.
-        let series: [f64; 16] = core::array::from_fn(|n| 1.0 / (2 * n + 3) as f64);
-        let coefficients = match &self {
-            Tensor(x) if x.dtype() == DType::F64 => &series[..],
-            _ => &ATANH_TAIL,
-        };
-        self.polynomial(coefficients)
     }
     fn abs(self) -> Self {
         self.map(B::float_abs, f64::abs)

@@ -32,7 +32,7 @@ impl Formula for ShiftedSwish {
     #[inline(always)]
     fn parameter_slopes<V: Value>(x: V, [a, b]: [V; 2]) -> [V; 2] {
         let t = a.clone() * x.clone();
-        let (s, complement) = t.clone().sigmoid();
+        let (s, complement) = t.clone().rough_sigmoid();
         let bounded = bounded(x.clone(), a);
         let scale = V::lit(1.0) / (V::lit(1.0) - b);
         let by_a = (bounded.clone() * s) * (bounded.clone() * complement.clone());

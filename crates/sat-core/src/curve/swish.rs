@@ -28,7 +28,7 @@ impl Formula for Swish {
     /// df/da = x^2 s (1 - s)
     #[inline(always)]
     fn parameter_slopes<V: Value>(x: V, [a, _]: [V; 2]) -> [V; 2] {
-        let (s, complement) = (a.clone() * x.clone()).sigmoid();
+        let (s, complement) = (a.clone() * x.clone()).rough_sigmoid();
         let x = bounded(x, a);
         [(x.clone() * s) * (x * complement), V::lit(0.0)]
     }

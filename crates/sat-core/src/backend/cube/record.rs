@@ -76,9 +76,6 @@ mod step {
             Vector::reinterpret(bits & Vector::new(0xffff_f000))
         }
         exponent(bits: I<N>) -> I<N> { (bits >> Vector::new(23)) - Vector::new(127) }
-        fraction(bits: I<N>) -> F<N> {
-            Vector::reinterpret((bits & Vector::new(0x007f_ffff)) + Vector::new(0x3f80_0000))
-        }
         // 1/y to 5.1 per cent: the exponent of a number is its logarithm, roughly.
         reciprocal_guess(y: F<N>) -> F<N> {
             let bits: Vector<u32, N> = Vector::reinterpret(y);
@@ -262,17 +259,13 @@ impl<'a, N: Size> Single for Recorded<'a, N> {
         let rest = rest + (x_high * y_low.clone() + x_low.clone() * y_high) + x_low * y_low;
         (product, rest)
     }
-    fn normalized(self) -> (Self::Exponent, Self, Self) {
+
+    fn exponent(self) -> (Self::Exponent, Self) {
         let (scope, x) = self.vector();
         let bits = step::bits::expand::<N>(scope, x);
-        let k = step::exponent::expand::<N>(scope, copy(&bits));
+        let k = step::exponent::expand::<N>(scope, bits);
         let number = step::to_number::expand::<N>(scope, copy(&k));
-        let fraction = step::fraction::expand::<N>(scope, bits);
-        (
-            (scope, NativeExponent(k)),
-            Recorded::Vector(scope, number),
-            Recorded::Vector(scope, fraction),
-        )
+        ((scope, NativeExponent(k)), Recorded::Vector(scope, number))
     }
 }
 

@@ -342,9 +342,8 @@ impl<'a, E: Stored> Preactivation<'a, E> {
         } else {
             self.compute(at, self.x_at(at, dz.len()), dz);
             E::with_read(grad, |grad| {
-                let terms = self.activation.parameter_sums(dz, grad);
+                let terms = self.activation.gradient_and_parameter_sums(dz, grad);
                 sums.parameters.iter_mut().zip(terms).for_each(|(sum, term)| *sum += term);
-                self.activation.gradient(dz, grad);
             });
         }
         let sums = [&mut sums.first[..], &mut sums.second[..]];
@@ -362,33 +361,32 @@ struct ActivationLoops<W> {
     learned: usize,
 }
 
-/// The sums of grad df/da and grad df/db, from z, grad and the parameters.
-type ParameterSums<W> = fn(&[W], &[W], [f64; 2]) -> [f64; 2];
-
 /// The loops of a curve and its parameters.
 struct CurveLoops<W> {
+    curve: Curve,
     values: fn(&mut [W], [f64; 2]),
     gradient: fn(&mut [W], &[W], [f64; 2]),
-    parameter_sums: ParameterSums<W>,
+    gradient_and_parameter_sums: fn(&mut [W], &[W], [f64; 2]) -> [f64; 2],
     parameters: [f64; 2],
 }
 
 impl<W: Work> CurveLoops<W> {
     /// With the curve's own parameters, or with others.
     fn of(curve: Curve, learned: Option<[f64; 2]>) -> Self {
-        struct Lookup<W>(Option<[f64; 2]>, PhantomData<W>);
+        struct Lookup<W>(Curve, Option<[f64; 2]>, PhantomData<W>);
         impl<W: Work> Visitor for Lookup<W> {
             type Output = CurveLoops<W>;
             fn visit<F: Formula>(self, fixed: [f64; 2]) -> CurveLoops<W> {
                 CurveLoops {
+                    curve: self.0,
                     values: W::values::<F>,
                     gradient: gradient::<W, F>,
-                    parameter_sums: W::parameter_sums::<F>,
-                    parameters: self.0.unwrap_or(fixed),
+                    gradient_and_parameter_sums: gradient_and_parameter_sums::<W, F>,
+                    parameters: self.1.unwrap_or(fixed),
                 }
             }
         }
-        curve.visit(Lookup(learned, PhantomData))
+        curve.visit(Lookup(curve, learned, PhantomData))
     }
 }
 
@@ -423,10 +421,22 @@ impl<W: Work> ActivationLoops<W> {
         }
     }
 
-    /// The sums of grad df/da and grad df/db.
-    fn parameter_sums(&self, z: &[W], grad: &[W]) -> [f64; 2] {
-        let sums = |curve: &CurveLoops<W>| (curve.parameter_sums)(z, grad, curve.parameters);
-        self.value.as_ref().map_or([0.0; 2], sums)
+    /// z becomes grad f'(z); the sums of grad df/da and grad df/db. In one loop, what the two have in common
+    /// is computed once.
+    fn gradient_and_parameter_sums(&self, z: &mut [W], grad: &[W]) -> [f64; 2] {
+        let (Some(value), Some(slope)) = (&self.value, &self.slope) else {
+            self.gradient(z, grad);
+            return [0.0; 2];
+        };
+        let both = value.gradient_and_parameter_sums;
+        if value.curve == slope.curve {
+            return both(z, grad, value.parameters);
+        }
+        let mut copy = [W::ZERO; BLOCK];
+        let copy = &mut copy[..z.len()];
+        copy.copy_from_slice(z);
+        self.gradient(z, grad);
+        both(copy, grad, value.parameters)
     }
 }
 
@@ -625,6 +635,8 @@ pub(in crate::backend) trait Number:
     const ZERO: Self;
     /// f'(z)
     fn slope<F: Formula, const FMA: bool>(z: Self, parameters: [f64; 2]) -> Self;
+    /// df/da and df/db at z
+    fn parameter_slopes<F: Formula, const FMA: bool>(z: Self, parameters: [f64; 2]) -> [Self; 2];
 }
 
 impl Number for f32 {
@@ -633,6 +645,10 @@ impl Number for f32 {
     fn slope<F: Formula, const FMA: bool>(z: Self, parameters: [f64; 2]) -> Self {
         F::slope(Lane::<FMA>(z), parameters.map(Lane::lit)).0
     }
+    #[inline(always)]
+    fn parameter_slopes<F: Formula, const FMA: bool>(z: Self, parameters: [f64; 2]) -> [Self; 2] {
+        F::parameter_slopes(Lane::<FMA>(z), parameters.map(Lane::lit)).map(|slope| slope.0)
+    }
 }
 
 impl Number for f64 {
@@ -640,6 +656,10 @@ impl Number for f64 {
     #[inline(always)]
     fn slope<F: Formula, const FMA: bool>(z: Self, parameters: [f64; 2]) -> Self {
         F::slope(z, parameters)
+    }
+    #[inline(always)]
+    fn parameter_slopes<F: Formula, const FMA: bool>(z: Self, parameters: [f64; 2]) -> [Self; 2] {
+        F::parameter_slopes(z, parameters)
     }
 }
 
@@ -718,6 +738,33 @@ mod loops {
         for (z, grad) in z.iter_mut().zip(grad) {
             *z = *grad * W::slope::<F, FMA>(*z, parameters);
         }
+    }
+
+    /// z = grad f'(z), and the sums of grad df/da and grad df/db: lanes over a block, then f64.
+    #[inline(always)]
+    pub(super) fn gradient_and_parameter_sums<W: Number, F: Formula, const FMA: bool>(
+        z: &mut [W],
+        grad: &[W],
+        parameters: [f64; 2],
+    ) -> [f64; 2] {
+        let mut sums = [[W::ZERO; LANES]; 2];
+        let (z_body, z_rest) = z.as_chunks_mut::<LANES>();
+        let (grad_body, grad_rest) = grad.as_chunks::<LANES>();
+        for (z, grad) in z_body.iter_mut().zip(grad_body) {
+            for i in 0..LANES {
+                let slopes = W::parameter_slopes::<F, FMA>(z[i], parameters);
+                sums[0][i] += grad[i] * slopes[0];
+                sums[1][i] += grad[i] * slopes[1];
+                z[i] = grad[i] * W::slope::<F, FMA>(z[i], parameters);
+            }
+        }
+        for (i, (z, grad)) in z_rest.iter_mut().zip(grad_rest).enumerate() {
+            let slopes = W::parameter_slopes::<F, FMA>(*z, parameters);
+            sums[0][i] += *grad * slopes[0];
+            sums[1][i] += *grad * slopes[1];
+            *z = *grad * W::slope::<F, FMA>(*z, parameters);
+        }
+        sums.map(total)
     }
 
     /// dz = s dz
@@ -860,6 +907,9 @@ for_each_instruction_set! {
         planes: Planes, at: usize, x: &[W], residual: Option<&[W]>, z: &mut [W], vectors: [&[W]; 3]
     );
     gradient<W: Number, F: Formula>(z: &mut [W], grad: &[W], parameters: [f64; 2]);
+    gradient_and_parameter_sums<W: Number, F: Formula>(
+        z: &mut [W], grad: &[W], parameters: [f64; 2]
+    ) -> [f64; 2];
     scale<W: Number>(planes: Planes, at: usize, dz: &mut [W], scale: &[W]);
     input_gradient<W: Number>(planes: Planes, at: usize, x: &[W], dz: &mut [W], vectors: [&[W]; 4]);
     gradient_sums<W: Number>(
