@@ -43,8 +43,8 @@ pub(crate) trait Value:
     }
     /// e^x - 1 for x <= 0, without cancellation near 0. Unspecified for positive x.
     fn exp_m1_nonpositive(self) -> Self;
-    /// ln(1 + t) for t in [0, 1e30]; and its bend (t - ln(1 + t))/t^2, which is right up to t = 0.99. Of NaN
-    /// nothing is promised.
+    /// ln(1 + t) for t in [0, 1e30]; and its bend (t - ln(1 + t))/t^2, which is right for t < 1. Of NaN nothing
+    /// is promised.
     fn ln_1p_with_bend(self) -> (Self, Self);
     /// ln(1 + u) for u in [0, 1]; right in each digit near 0.
     fn ln_1p_unit(self) -> Self;
@@ -178,9 +178,10 @@ pub(crate) const FRAC_1_SQRT_2PI: f64 = 0.398_942_280_401_432_7;
 pub(crate) fn bend_series<V: Value>(t: V) -> V {
     let inverse = V::lit(1.0) / (V::lit(2.0) + t.clone());
     let s = t * inverse.clone();
+    let square = s.clone() * s.clone();
     // 18 terms: (1/9)^18 / 39 is below 2^-60.
     let term = |n: i32| V::lit(1.0 / f64::from(2 * n + 3));
-    let tail = (0..17).rev().fold(term(17), |sum, n| sum * (s.clone() * s.clone()) + term(n));
+    let tail = (0..17).rev().fold(term(17), |sum, n| sum * square.clone() + term(n));
     (V::lit(1.0) - V::lit(2.0) * s * tail * inverse.clone()) * inverse
 }
 

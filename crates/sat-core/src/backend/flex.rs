@@ -21,9 +21,9 @@ use core::mem::MaybeUninit;
 
 /// Elements a thread takes at a time.
 pub(super) const CHUNK: usize = 32 * 1024;
-/// Tensors up to this size run on the calling thread: waking others costs about 10 microseconds, in
-/// which one thread computes 50,000 to 200,000 elements.
-pub(super) const SERIAL: usize = 4 * CHUNK;
+/// Tensors up to this size run on the calling thread: waking another costs a few microseconds, in which one
+/// thread computes 10,000 to 60,000 elements.
+pub(super) const SERIAL: usize = 2 * CHUNK;
 /// Elements that stay in the first-level cache between copying, computing and writing.
 pub(super) const BLOCK: usize = 1024;
 

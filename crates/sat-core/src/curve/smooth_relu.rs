@@ -7,8 +7,9 @@ use crate::{curve::Formula, value::Value};
 /// finite.
 pub(crate) struct SmoothRelu;
 
-/// Up to here the bend is used.
-const SMALL: f64 = 0.99;
+/// Up to here the bend is used: for as long as it is right, because the difference is the better one only
+/// where it is large.
+const SMALL: f64 = 0.999_999_8;
 /// a x is held here, far above where the curve is a straight line, so that it never overflows.
 const LARGE: f64 = 1e30;
 
@@ -37,17 +38,17 @@ impl Formula for SmoothRelu {
     #[inline(always)]
     fn slope<V: Value>(x: V, [a, _]: [V; 2]) -> V {
         let (_, t) = arguments(x, a);
-        t.clone() * V::lit(1.0).over(V::lit(1.0) + t)
+        t.clone().over(V::lit(1.0) + t)
     }
 
-    /// \[ln(1+t) - t/(1+t)\]/a^2 = x^2 \[1/(1+t) - B(t)\]
+    /// \[ln(1+t) - s\]/a^2 = x^2 \[1 - s - B(t)\] with the slope s = t/(1+t)
     #[inline(always)]
     fn parameter_slopes<V: Value>(x: V, [a, _]: [V; 2]) -> [V; 2] {
         let (x, t) = arguments(x, a.clone());
-        let recip = V::lit(1.0).over(V::lit(1.0) + t.clone());
+        let slope = t.clone().over(V::lit(1.0) + t.clone());
         let (log, bend) = t.clone().ln_1p_with_bend();
-        let small = x.clone() * (x * (recip.clone() - bend));
-        let large = (-t.clone()).fma(recip, log) * (V::lit(1.0) / (a.clone() * a));
+        let small = x.clone() * (x * ((V::lit(1.0) - slope.clone()) - bend));
+        let large = (log - slope) * (V::lit(1.0) / (a.clone() * a));
         [t.if_above(SMALL, large, small), V::lit(0.0)]
     }
 

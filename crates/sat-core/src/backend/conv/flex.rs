@@ -330,7 +330,7 @@ mod tests {
         for (i, ((got, want), size)) in got.iter().zip(want).zip(sizes).enumerate() {
             // `size` is the sum of the absolute products: rounding grows with it, and where tiles are
             // computed as a whole, with that of the neighbours.
-            let bound = (5e-6 * (1.0 + size)).max(1e-6 * largest);
+            let bound = (5e-6 * (1.0 + size)).max(3e-6 * largest);
             let close = (f64::from(*got) - want).abs() <= bound;
             assert!(close, "{what}: element {i} is {got}, not {want}");
         }

@@ -363,7 +363,6 @@ struct ActivationLoops<W> {
 
 /// The loops of a curve and its parameters.
 struct CurveLoops<W> {
-    curve: Curve,
     values: fn(&mut [W], [f64; 2]),
     gradient: fn(&mut [W], &[W], [f64; 2]),
     gradient_and_parameter_sums: fn(&mut [W], &[W], [f64; 2]) -> [f64; 2],
@@ -373,20 +372,19 @@ struct CurveLoops<W> {
 impl<W: Work> CurveLoops<W> {
     /// With the curve's own parameters, or with others.
     fn of(curve: Curve, learned: Option<[f64; 2]>) -> Self {
-        struct Lookup<W>(Curve, Option<[f64; 2]>, PhantomData<W>);
+        struct Lookup<W>(Option<[f64; 2]>, PhantomData<W>);
         impl<W: Work> Visitor for Lookup<W> {
             type Output = CurveLoops<W>;
             fn visit<F: Formula>(self, fixed: [f64; 2]) -> CurveLoops<W> {
                 CurveLoops {
-                    curve: self.0,
                     values: W::values::<F>,
                     gradient: gradient::<W, F>,
                     gradient_and_parameter_sums: gradient_and_parameter_sums::<W, F>,
-                    parameters: self.1.unwrap_or(fixed),
+                    parameters: self.0.unwrap_or(fixed),
                 }
             }
         }
-        curve.visit(Lookup(curve, learned, PhantomData))
+        curve.visit(Lookup(learned, PhantomData))
     }
 }
 
@@ -421,22 +419,12 @@ impl<W: Work> ActivationLoops<W> {
         }
     }
 
-    /// z becomes grad f'(z); the sums of grad df/da and grad df/db. In one loop, what the two have in common
-    /// is computed once.
+    /// z becomes grad f'(z); the sums of grad df/da and grad df/db, for learned parameters, whose curve has
+    /// its own derivative. In one loop, what the two have in common is computed once.
     fn gradient_and_parameter_sums(&self, z: &mut [W], grad: &[W]) -> [f64; 2] {
-        let (Some(value), Some(slope)) = (&self.value, &self.slope) else {
-            self.gradient(z, grad);
-            return [0.0; 2];
-        };
-        let both = value.gradient_and_parameter_sums;
-        if value.curve == slope.curve {
-            return both(z, grad, value.parameters);
-        }
-        let mut copy = [W::ZERO; BLOCK];
-        let copy = &mut copy[..z.len()];
-        copy.copy_from_slice(z);
-        self.gradient(z, grad);
-        both(copy, grad, value.parameters)
+        let both =
+            |curve: &CurveLoops<W>| (curve.gradient_and_parameter_sums)(z, grad, curve.parameters);
+        self.slope.as_ref().map_or([0.0; 2], both)
     }
 }
 
