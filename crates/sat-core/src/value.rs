@@ -24,6 +24,10 @@ pub(crate) trait Value:
     fn split(c: f64) -> (Self, Self) {
         (Self::lit(c), Self::lit(0.0))
     }
+    /// A constant as the arithmetic will see it, rounded to its type; any other number as it is.
+    fn rounded(self) -> Self {
+        self
+    }
     /// The number as a sum of two, the first of twelve digits, so that products of such are exact; the
     /// number and zero where that does not matter.
     fn digits(self) -> (Self, Self) {

@@ -310,6 +310,12 @@ impl<N: Size> Value for Recorded<'_, N> {
     fn split(c: f64) -> (Self, Self) {
         (Constant(f64::from(c as f32)), Constant(c - f64::from(c as f32)))
     }
+    fn rounded(self) -> Self {
+        match self {
+            Constant(c) => Constant(f64::from(c as f32)),
+            vector => vector,
+        }
+    }
     fn digits(self) -> (Self, Self) {
         let high = match self.clone() {
             Recorded::Vector(scope, x) => {
@@ -346,7 +352,7 @@ impl Fixed {
     }
 
     fn values<V: Value>(self) -> [V; 2] {
-        self.0.map(|bits| V::lit(f64::from_bits(bits)))
+        self.0.map(|bits| V::lit(f64::from_bits(bits)).rounded())
     }
 }
 

@@ -361,11 +361,14 @@ struct ActivationLoops<W> {
     learned: usize,
 }
 
+/// z, which becomes grad f'(z), grad and the parameters; the sums of grad df/da and grad df/db.
+type GradientAndSums<W> = fn(&mut [W], &[W], [f64; 2]) -> [f64; 2];
+
 /// The loops of a curve and its parameters.
 struct CurveLoops<W> {
     values: fn(&mut [W], [f64; 2]),
     gradient: fn(&mut [W], &[W], [f64; 2]),
-    gradient_and_parameter_sums: fn(&mut [W], &[W], [f64; 2]) -> [f64; 2],
+    gradient_and_parameter_sums: GradientAndSums<W>,
     parameters: [f64; 2],
 }
 
