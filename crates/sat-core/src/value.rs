@@ -47,8 +47,8 @@ pub(crate) trait Value:
     }
     /// e^x - 1 for x <= 0, without cancellation near 0. Unspecified for positive x.
     fn exp_m1_nonpositive(self) -> Self;
-    /// ln(1 + t) for t in [0, 1e30]; and its bend (t - ln(1 + t))/t^2, which is right for t < 1. Of NaN nothing
-    /// is promised.
+    /// ln(1 + t) for t in [0, 1e30]; and its bend (t - ln(1 + t))/t^2, which is right for t <= 1 - 2^-23. Of
+    /// NaN nothing is promised.
     fn ln_1p_with_bend(self) -> (Self, Self);
     /// ln(1 + u) for u in [0, 1]; right in each digit near 0.
     fn ln_1p_unit(self) -> Self;

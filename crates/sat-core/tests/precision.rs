@@ -37,6 +37,7 @@ fn check(device: &str, bound: f64, curve: Curve, worst: Worst) -> Option<String>
         // A driver that reorders arithmetic costs the long argument of GELU's tanh form most.
         Curve::GeluTanh if !matches!(device, "flex" | "cuda") => 32.0,
         Curve::Gelu if device == "flex" && !has_fused_multiply_add() => 5.0,
+        Curve::SmoothRelu(_) if device == "flex" && !has_fused_multiply_add() => 6.0,
         _ => bound,
     };
     let ok = worst.value.0 <= bound && worst.slope.0 <= bound && worst.tail.0 <= 1e-9;

@@ -3,12 +3,11 @@ use crate::{curve::Formula, value::Value};
 /// SmoothReLU, Xie et al. 2020: zero for x < 0 like ReLU, with a continuous derivative.
 ///
 /// With t = a x and the bend B(t) = (t - ln(1+t))/t^2, f(x) = x t B(t). For small t, where x - ln(1+t)/a is
-/// a difference of nearly equal numbers, that product is used: it divides by nothing, so the limit a -> 0 is
-/// finite.
+/// a difference of nearly equal numbers, that product is used: it does not divide by a, so the limit a -> 0
+/// is finite.
 pub(crate) struct SmoothRelu;
 
-/// Up to here the bend is used: for as long as it is right, because the difference is the better one only
-/// where it is large.
+/// Up to here the bend is used, which is as far as it is right: the difference loses digits where it is small.
 const SMALL: f64 = 0.999_999_8;
 /// a x is held here, far above where the curve is a straight line, so that it never overflows.
 const LARGE: f64 = 1e30;
