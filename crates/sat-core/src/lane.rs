@@ -155,34 +155,36 @@ mod tests {
     use super::Lane;
     use crate::curve::{Curve, Formula, Visitor};
 
+    /// In ulp, at a number.
+    struct Errors(f32);
+    impl Visitor for Errors {
+        /// Of value and derivative, without and with fused multiply-add.
+        type Output = [[f64; 2]; 2];
+        fn visit<F: Formula>(self, parameters: [f64; 2]) -> Self::Output {
+            fn errors<F: Formula, const FMA: bool>(x: f32, parameters: [f64; 2]) -> [f64; 2] {
+                // A parameter counts as the f32 number nearest to it.
+                let exact = parameters.map(|parameter| f64::from(parameter as f32));
+                let lanes = parameters.map(|parameter| Lane::<FMA>(parameter as f32));
+                let (value, slope) = (F::value(Lane(x), lanes).0, F::slope(Lane(x), lanes).0);
+                let x = f64::from(x);
+                let (f, df) = (F::value(x, exact), F::slope(x, exact));
+                let ulp = |at: f64| {
+                    let at = (at.abs() as f32).max(f32::MIN_POSITIVE);
+                    f64::from(at.next_up() - at)
+                };
+                let error = |got: f32, want: f64, size: f64| {
+                    assert!(got.is_finite(), "{got} at {x}");
+                    (f64::from(got) - want).abs() / ulp(size)
+                };
+                [error(value, f, f), error(slope, df, 1.0f64.max(df.abs()))]
+            }
+            [errors::<F, false>(self.0, parameters), errors::<F, true>(self.0, parameters)]
+        }
+    }
+
     /// The machine that runs the other tests has fused multiply-add; not every machine has.
     #[test]
     fn curves_keep_the_promise_with_and_without_fused_multiply_add() {
-        struct Errors(f32);
-        impl Visitor for Errors {
-            /// Of value and derivative, without and with fused multiply-add.
-            type Output = [[f64; 2]; 2];
-            fn visit<F: Formula>(self, parameters: [f64; 2]) -> Self::Output {
-                fn errors<F: Formula, const FMA: bool>(x: f32, parameters: [f64; 2]) -> [f64; 2] {
-                    // A parameter counts as the f32 number nearest to it.
-                    let exact = parameters.map(|parameter| f64::from(parameter as f32));
-                    let lanes = parameters.map(|parameter| Lane::<FMA>(parameter as f32));
-                    let (value, slope) = (F::value(Lane(x), lanes).0, F::slope(Lane(x), lanes).0);
-                    let x = f64::from(x);
-                    let (f, df) = (F::value(x, exact), F::slope(x, exact));
-                    let ulp = |at: f64| {
-                        let at = (at.abs() as f32).max(f32::MIN_POSITIVE);
-                        f64::from(at.next_up() - at)
-                    };
-                    let error = |got: f32, want: f64, size: f64| {
-                        assert!(got.is_finite(), "{got} at {x}");
-                        (f64::from(got) - want).abs() / ulp(size)
-                    };
-                    [error(value, f, f), error(slope, df, 1.0f64.max(df.abs()))]
-                }
-                [errors::<F, false>(self.0, parameters), errors::<F, true>(self.0, parameters)]
-            }
-        }
         for &curve in Curve::ALL {
             // Further left GELU's forms are promised 1e-9, and shifted Swish comes near its zero.
             let (end, without) = match curve {
@@ -205,6 +207,17 @@ mod tests {
             for (worst, promised) in worst.into_iter().zip([without, 4.0]) {
                 assert!(worst[0] <= promised && worst[1] <= 4.0, "{curve}: {worst:.2?}");
             }
+        }
+    }
+
+    /// Every number around a x = 1, where the difference has lost most digits.
+    #[test]
+    fn smooth_relu_keeps_the_promise_where_its_two_forms_meet() {
+        for a in [3.0, 20.0, 400.0] {
+            let [from, to] = [0.98, 1.02].map(|t: f64| ((t / a) as f32).to_bits());
+            let errors = (from..to).map(|x| Curve::SmoothRelu(a).visit(Errors(f32::from_bits(x))));
+            let worst = errors.map(|[_, [value, _]]| value).fold(0.0, f64::max);
+            assert!(worst <= 4.0, "a = {a}: {worst:.2}");
         }
     }
 }
