@@ -316,8 +316,9 @@ impl View {
 
 const ACTIVATIONS: [&str; 7] =
     ["none", "silu", "relu~psoftplus:10", "gelu", "elu:0.5", "psilu:2", "pssilu:1.5,0.25@layer"];
-/// One value a run, runs shorter and longer than a vector, several blocks.
-const SHAPES: [[usize; 4]; 4] = [[7, 5, 1, 1], [3, 2, 2, 3], [2, 3, 5, 7], [2, 2, 3, 11]];
+/// One value a run, runs shorter and longer than a vector, long runs over several blocks.
+const SHAPES: [[usize; 4]; 5] =
+    [[7, 5, 1, 1], [3, 2, 2, 3], [2, 3, 5, 7], [2, 2, 3, 11], [1, 2, 17, 31]];
 
 fn cases() -> impl Iterator<Item = Case> {
     SHAPES.into_iter().flat_map(|shape| {
@@ -392,13 +393,14 @@ fn burns(layer: &BatchNormAct, device: &Device) -> BatchNorm {
 #[test]
 fn large_tensors_have_the_reference_s_values_and_gradients() {
     // Above the size from which several threads work, with runs that cross the blocks.
-    for (shape, activation) in [
-        ([8, 16, 40, 40], "psilu:2"),
-        ([129, 33, 6, 6], "silu"),
-        ([3, 2, 150, 201], "silu"),
-        ([70_001, 2, 1, 1], "psilu:2"),
+    for (shape, activation, residual) in [
+        ([8, 16, 40, 40], "psilu:2", true),
+        ([129, 33, 6, 6], "silu", true),
+        ([3, 2, 150, 201], "silu", true),
+        ([3, 2, 150, 201], "silu", false),
+        ([70_001, 2, 1, 1], "psilu:2", true),
     ] {
-        let case = Case::new(shape, activation, true, false);
+        let case = Case::new(shape, activation, residual, false);
         let (want_y, want) = (case.output(), case.closed_form_gradients());
         for (name, device) in devices() {
             // The composed form's sums are Burn's: compared with its layer below.
@@ -618,15 +620,18 @@ fn half_precision_is_computed_in_f32() {
             }
             // One rounding of the stored result, and another's of what it is computed from.
             let tolerance = if dtype == FloatDType::F16 { 2e-3 } else { 1.6e-2 };
-            for (activation, residual, inference) in [
-                ("silu", false, false),
-                ("silu", true, false),
-                ("silu", false, true),
-                ("silu", true, true),
-                ("psilu:2", true, false),
-                ("psilu:2", false, true),
+            let [short, long] = [[6, 5, 7, 3], [1, 2, 17, 31]];
+            for (shape, activation, residual, inference) in [
+                (short, "silu", false, false),
+                (short, "silu", true, false),
+                (short, "silu", false, true),
+                (short, "silu", true, true),
+                (short, "psilu:2", true, false),
+                (short, "psilu:2", false, true),
+                (long, "silu", false, false),
+                (long, "silu", false, true),
             ] {
-                let mut case = Case::new([6, 5, 7, 3], activation, residual, inference);
+                let mut case = Case::new(shape, activation, residual, inference);
                 let round = |values: &mut Vec<f64>| {
                     let shape = [values.len()];
                     let rounded = tensor::<1>(values, shape, &device, dtype);

@@ -3,7 +3,12 @@
 //! One pass over the data each way, in parallel chunks, with the widest instruction set the machine
 //! has, in place where nobody else holds the buffer. The formulas are those of [`crate::curve`].
 
-use super::{ActivationBackend, Pair, norm::Number, threads::share};
+use super::{
+    ActivationBackend, Pair,
+    block::{Block, Dense, each, rewrite},
+    norm::Number,
+    threads::share,
+};
 use crate::{
     curve::{Curve, Formula, Visitor},
     lane::Lane,
@@ -220,13 +225,9 @@ fn tensor_of(like: FlexTensor, numbers: &[f64; 2]) -> FlexTensor {
 // --- Loops ---
 
 fn map<E: Stored, F: Formula>(x: FlexTensor, parameters: [f64; 2]) -> FlexTensor {
-    let (x, start, _) = flat(x);
-    rewrite::<E>(
-        x,
-        start,
-        |_, out| E::with_work(out, |work| E::Work::values::<F>(work, parameters)),
-        |_, x, out| E::write_values::<F>(x, out, parameters),
-    )
+    let (tensor, start, _) = flat(x);
+    let x = Dense { tensor, start };
+    rewrite::<E, _>(x, || (), |(), _, x| E::Work::values::<F>(x, parameters)).0
 }
 
 fn scale_by_slope<E: Stored, F: Formula>(
@@ -234,16 +235,19 @@ fn scale_by_slope<E: Stored, F: Formula>(
     grad: FlexTensor,
     parameters: [f64; 2],
 ) -> FlexTensor {
-    let ((x, x_start), (grad, grad_start)) = flat_pair(x, grad);
+    let ((x, x_start), (tensor, start)) = flat_pair(x, grad);
     let x = &x.storage::<E>()[x_start..];
-    let scale = |at: usize, out: &mut [E]| {
-        E::with_read(&x[at..at + out.len()], |x| {
-            E::with_work(out, |work| E::Work::scale_by_slope::<F>(x, work, parameters));
-        });
-    };
-    rewrite::<E>(grad, grad_start, scale, |at, grad, out: &mut [MaybeUninit<E>]| {
-        E::write_scaled::<F>(&x[at..at + out.len()], grad, out, parameters);
-    })
+    let grad = Dense { tensor, start };
+    rewrite::<E, _>(
+        grad,
+        || (),
+        |(), at, grad| {
+            E::with_read(&x[at..at + grad.len()], |x| {
+                E::Work::scale_by_slope::<F>(x, grad, parameters);
+            });
+        },
+    )
+    .0
 }
 
 /// The sums of grad * df/da and grad * df/db. Each block is summed in its number type, the blocks in
@@ -271,47 +275,6 @@ fn parameter_sums<E: Stored, F: Formula>(
     sums.into_iter().fold([0.0; 2], add)
 }
 
-/// Calls `in_place(position, block)` on all elements where nobody else holds the buffer, and
-/// `anew(position, block, new block)` into a fresh one where somebody does. `anew` must write every
-/// element of its block.
-pub(super) fn rewrite<E: Stored>(
-    mut tensor: FlexTensor,
-    start: usize,
-    in_place: impl Fn(usize, &mut [E]) + Sync,
-    anew: impl Fn(usize, &[E], &mut [MaybeUninit<E>]) + Sync,
-) -> FlexTensor {
-    let n = tensor.layout().num_elements();
-    if n == 0 {
-        return tensor;
-    }
-    if let Some(storage) = tensor.try_storage_mut::<E>() {
-        in_blocks(&mut storage[start..start + n], in_place);
-        return tensor;
-    }
-    let source = &tensor.storage::<E>()[start..start + n];
-    let mut out = Vec::with_capacity(n);
-    in_blocks(&mut out.spare_capacity_mut()[..n], |at, block: &mut [MaybeUninit<E>]| {
-        anew(at, &source[at..at + block.len()], block);
-    });
-    // SAFETY: every one of the first n elements lies in a block, and every block was written.
-    unsafe { out.set_len(n) };
-    FlexTensor::new(Bytes::from_elems(out), moved(tensor.layout(), start), tensor.dtype())
-}
-
-/// Calls `f(position, block)` on blocks of at most [`BLOCK`] elements, in parallel if it pays.
-fn in_blocks<T: Send>(all: &mut [T], f: impl Fn(usize, &mut [T]) + Sync) {
-    let chunk = |(i, chunk): (usize, &mut [T])| {
-        for (j, block) in chunk.chunks_mut(BLOCK).enumerate() {
-            f(i * CHUNK + j * BLOCK, block);
-        }
-    };
-    if all.len() <= SERIAL {
-        all.chunks_mut(CHUNK).enumerate().for_each(chunk);
-    } else {
-        share(all.chunks_mut(CHUNK).enumerate(), chunk);
-    }
-}
-
 // --- Number types ---
 
 /// A number type of tensors.
@@ -320,16 +283,13 @@ pub(super) trait Stored: Element + bytemuck::Pod + Send + Sync {
     type Work: Work;
     /// Hands the elements to `f` for reading.
     fn with_read<R>(elements: &[Self], f: impl FnOnce(&[Self::Work]) -> R) -> R;
-    /// Hands the elements to `f` for overwriting.
-    fn with_work(elements: &mut [Self], f: impl FnOnce(&mut [Self::Work]));
-    /// Writes f(x) to every element of `out`, which is as long as x.
-    fn write_values<F: Formula>(x: &[Self], out: &mut [MaybeUninit<Self>], parameters: [f64; 2]);
-    /// Writes grad * f'(x) to every element of `out`, which is as long as both.
-    fn write_scaled<F: Formula>(
-        x: &[Self],
-        grad: &[Self],
-        out: &mut [MaybeUninit<Self>],
-        parameters: [f64; 2],
+    /// Hands a block to `f` in the numbers of arithmetic, and writes what `f` leaves there.
+    fn with_block(block: Block<'_, Self>, f: impl FnOnce(&mut Block<'_, Self::Work>));
+    /// The same with numbers of arithmetic as the old ones of a fresh block.
+    fn with_fresh(
+        old: &[Self::Work],
+        new: &mut [MaybeUninit<Self>],
+        f: impl FnOnce(&mut Block<'_, Self::Work>),
     );
 }
 
@@ -340,23 +300,16 @@ macro_rules! stored_as_is {
             fn with_read<R>(elements: &[Self], f: impl FnOnce(&[Self]) -> R) -> R {
                 f(elements)
             }
-            fn with_work(elements: &mut [Self], f: impl FnOnce(&mut [Self])) {
-                f(elements);
+            fn with_block(mut block: Block<'_, Self>, f: impl FnOnce(&mut Block<'_, Self>)) {
+                f(&mut block);
+                block.numbers();
             }
-            fn write_values<F: Formula>(
-                x: &[Self],
-                out: &mut [MaybeUninit<Self>],
-                parameters: [f64; 2],
+            fn with_fresh(
+                old: &[Self],
+                new: &mut [MaybeUninit<Self>],
+                f: impl FnOnce(&mut Block<'_, Self>),
             ) {
-                Self::write_values_of::<F>(x, out, parameters);
-            }
-            fn write_scaled<F: Formula>(
-                x: &[Self],
-                grad: &[Self],
-                out: &mut [MaybeUninit<Self>],
-                parameters: [f64; 2],
-            ) {
-                Self::write_scaled_by_slope::<F>(x, grad, out, parameters);
+                Self::with_block(Block::Beside(old, new), f);
             }
         }
     };
@@ -374,31 +327,23 @@ macro_rules! stored_in_half {
                 work.iter_mut().zip(elements).for_each(|(work, x)| *work = x.to_f32());
                 f(work)
             }
-            fn with_work(elements: &mut [Self], f: impl FnOnce(&mut [f32])) {
+            fn with_block(mut block: Block<'_, Self>, f: impl FnOnce(&mut Block<'_, f32>)) {
                 let mut buffer = [0.0; BLOCK];
-                let work = &mut buffer[..elements.len()];
-                work.iter_mut().zip(elements.iter()).for_each(|(work, x)| *work = x.to_f32());
-                f(work);
-                elements.iter_mut().zip(work).for_each(|(x, work)| *x = Self::from_f32(*work));
+                let work = &mut buffer[..block.len()];
+                work.iter_mut().zip(block.old()).for_each(|(work, x)| *work = x.to_f32());
+                f(&mut Block::Over(work));
+                each!(&mut block, _, new in work => Self::from_f32(new));
             }
-            fn write_values<F: Formula>(
-                x: &[Self],
-                out: &mut [MaybeUninit<Self>],
-                parameters: [f64; 2],
+            fn with_fresh(
+                old: &[f32],
+                new: &mut [MaybeUninit<Self>],
+                f: impl FnOnce(&mut Block<'_, f32>),
             ) {
-                let out = out.write_copy_of_slice(x);
-                Self::with_work(out, |work| f32::values::<F>(work, parameters));
-            }
-            fn write_scaled<F: Formula>(
-                x: &[Self],
-                grad: &[Self],
-                out: &mut [MaybeUninit<Self>],
-                parameters: [f64; 2],
-            ) {
-                let out = out.write_copy_of_slice(grad);
-                Self::with_read(x, |x| {
-                    Self::with_work(out, |work| f32::scale_by_slope::<F>(x, work, parameters));
-                });
+                let mut buffer = [0.0; BLOCK];
+                let work = &mut buffer[..old.len()];
+                work.copy_from_slice(old);
+                f(&mut Block::Over(work));
+                new.iter_mut().zip(work).for_each(|(new, work)| _ = new.write(Self::from_f32(*work)));
             }
         }
     };
@@ -409,45 +354,19 @@ stored_in_half!(bf16);
 /// A number type of arithmetic, with the loops over it.
 pub(super) trait Work: Number {
     /// x = f(x)
-    fn values<F: Formula>(x: &mut [Self], parameters: [f64; 2]);
-    /// out = f(x)
-    fn write_values_of<F: Formula>(x: &[Self], out: &mut [MaybeUninit<Self>], parameters: [f64; 2]);
+    fn values<F: Formula>(x: &mut Block<'_, Self>, parameters: [f64; 2]);
     /// grad = grad * f'(x)
-    fn scale_by_slope<F: Formula>(x: &[Self], grad: &mut [Self], parameters: [f64; 2]);
-    /// out = grad * f'(x)
-    fn write_scaled_by_slope<F: Formula>(
-        x: &[Self],
-        grad: &[Self],
-        out: &mut [MaybeUninit<Self>],
-        parameters: [f64; 2],
-    );
+    fn scale_by_slope<F: Formula>(x: &[Self], grad: &mut Block<'_, Self>, parameters: [f64; 2]);
     /// The sums of grad * df/da and grad * df/db.
     fn parameter_sums<F: Formula>(x: &[Self], grad: &[Self], parameters: [f64; 2]) -> [f64; 2];
 }
 
 impl Work for f64 {
-    fn values<F: Formula>(x: &mut [Self], parameters: [f64; 2]) {
-        x.iter_mut().for_each(|x| *x = F::value(*x, parameters));
+    fn values<F: Formula>(x: &mut Block<'_, Self>, parameters: [f64; 2]) {
+        each!(x, x => F::value(x, parameters));
     }
-    fn write_values_of<F: Formula>(
-        x: &[Self],
-        out: &mut [MaybeUninit<Self>],
-        parameters: [f64; 2],
-    ) {
-        x.iter().zip(out).for_each(|(x, out)| _ = out.write(F::value(*x, parameters)));
-    }
-    fn scale_by_slope<F: Formula>(x: &[Self], grad: &mut [Self], parameters: [f64; 2]) {
-        x.iter().zip(grad).for_each(|(x, grad)| *grad *= F::slope(*x, parameters));
-    }
-    fn write_scaled_by_slope<F: Formula>(
-        x: &[Self],
-        grad: &[Self],
-        out: &mut [MaybeUninit<Self>],
-        parameters: [f64; 2],
-    ) {
-        for ((x, grad), out) in x.iter().zip(grad).zip(out) {
-            out.write(grad * F::slope(*x, parameters));
-        }
+    fn scale_by_slope<F: Formula>(x: &[Self], grad: &mut Block<'_, Self>, parameters: [f64; 2]) {
+        each!(grad, grad, x in x => grad * F::slope(x, parameters));
     }
     fn parameter_sums<F: Formula>(x: &[Self], grad: &[Self], parameters: [f64; 2]) -> [f64; 2] {
         x.iter().zip(grad).fold([0.0; 2], |sums, (x, grad)| {
@@ -459,51 +378,25 @@ impl Work for f64 {
 
 /// The loops on lanes, to be compiled once for each instruction set.
 mod loops {
-    use super::{Formula, Lane, MaybeUninit, Value};
+    use super::{Block, Formula, Lane, Value, each};
 
     #[inline(always)]
-    pub(super) fn values<F: Formula, const FMA: bool>(x: &mut [f32], parameters: [f64; 2]) {
-        let parameters = parameters.map(Lane::<FMA>::lit);
-        for x in x {
-            *x = F::value(Lane(*x), parameters).0;
-        }
-    }
-
-    #[inline(always)]
-    pub(super) fn write_values_of<F: Formula, const FMA: bool>(
-        x: &[f32],
-        out: &mut [MaybeUninit<f32>],
+    pub(super) fn values<F: Formula, const FMA: bool>(
+        x: &mut Block<'_, f32>,
         parameters: [f64; 2],
     ) {
         let parameters = parameters.map(Lane::<FMA>::lit);
-        for (x, out) in x.iter().zip(out) {
-            out.write(F::value(Lane(*x), parameters).0);
-        }
+        each!(x, x => F::value(Lane(x), parameters).0);
     }
 
     #[inline(always)]
     pub(super) fn scale_by_slope<F: Formula, const FMA: bool>(
         x: &[f32],
-        grad: &mut [f32],
+        grad: &mut Block<'_, f32>,
         parameters: [f64; 2],
     ) {
         let parameters = parameters.map(Lane::<FMA>::lit);
-        for (x, grad) in x.iter().zip(grad) {
-            *grad *= F::slope(Lane(*x), parameters).0;
-        }
-    }
-
-    #[inline(always)]
-    pub(super) fn write_scaled_by_slope<F: Formula, const FMA: bool>(
-        x: &[f32],
-        grad: &[f32],
-        out: &mut [MaybeUninit<f32>],
-        parameters: [f64; 2],
-    ) {
-        let parameters = parameters.map(Lane::<FMA>::lit);
-        for ((x, grad), out) in x.iter().zip(grad).zip(out) {
-            out.write(grad * F::slope(Lane(*x), parameters).0);
-        }
+        each!(grad, grad, x in x => grad * F::slope(Lane(x), parameters).0);
     }
 
     #[inline(always)]
@@ -579,15 +472,8 @@ pub(super) use for_each_instruction_set;
 
 impl Work for f32 {
     for_each_instruction_set! {
-        values<F: Formula>(x: &mut [f32], parameters: [f64; 2]);
-        write_values_of<F: Formula>(x: &[f32], out: &mut [MaybeUninit<f32>], parameters: [f64; 2]);
-        scale_by_slope<F: Formula>(x: &[f32], grad: &mut [f32], parameters: [f64; 2]);
-        write_scaled_by_slope<F: Formula>(
-            x: &[f32],
-            grad: &[f32],
-            out: &mut [MaybeUninit<f32>],
-            parameters: [f64; 2],
-        );
+        values<F: Formula>(x: &mut Block<'_, f32>, parameters: [f64; 2]);
+        scale_by_slope<F: Formula>(x: &[f32], grad: &mut Block<'_, f32>, parameters: [f64; 2]);
         parameter_sums<F: Formula>(x: &[f32], grad: &[f32], parameters: [f64; 2]) -> [f64; 2];
     }
 }

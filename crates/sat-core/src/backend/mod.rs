@@ -8,6 +8,8 @@
 )]
 
 mod autodiff;
+#[cfg(feature = "flex")]
+mod block;
 mod composed;
 mod conv;
 #[cfg(feature = "cube")]

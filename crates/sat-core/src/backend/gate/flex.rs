@@ -2,8 +2,9 @@
 
 use super::GateBackend;
 use crate::backend::{
+    block::{Block, Dense, each, rewrite},
     flex::{BLOCK, CHUNK, SERIAL, Stored, by_dtype, for_each_instruction_set},
-    norm::{Dense, LANES, Number, Planes, rewrite, total},
+    norm::{LANES, Number, Planes, total},
     threads::share,
 };
 use burn::{
@@ -45,12 +46,12 @@ impl GateBackend for Flex {
         by_dtype!(x.dtype(), E => {
             let (rows, x) = Rows::of(x);
             let gates = rows.gates::<E>(gate);
-            rewrite::<E, _>(x, || (), |(), at, x, y| {
-                E::with_read(x, |x| {
-                    for (row, run) in rows.planes().runs(at, y.len()) {
-                        scale(&x[run.clone()], gates[row], &mut y[run]);
-                    }
-                });
+            rewrite::<E, _>(x, || (), |(), at, x| {
+                for (row, run) in rows.planes().runs(at, x.len()) {
+                    scale(&mut x.part(run), gates[row]);
+                }
+                // SAFETY: the runs cover the block.
+                unsafe { x.written() };
             }).0
         })
     }
@@ -66,16 +67,16 @@ impl GateBackend for Flex {
             let gates = rows.gates::<E>(gate);
             let (_, grad) = Rows::of(grad);
             let x = x.elements::<E>();
-            let (dx, sums) = rewrite::<E, _>(grad, RowSums::default, |sums, at, grad, dx| {
+            let (dx, sums) = rewrite::<E, _>(grad, RowSums::default, |sums, at, grad| {
                 E::with_read(&x[at..at + grad.len()], |x| {
-                    E::with_read(grad, |grad| {
-                        for (row, run) in rows.planes().runs(at, dx.len()) {
-                            let grad = &grad[run.clone()];
-                            sums.add(row, product_sum(&x[run.clone()], grad));
-                            scale(grad, gates[row], &mut dx[run]);
-                        }
-                    });
+                    for (row, run) in rows.planes().runs(at, grad.len()) {
+                        let mut grad = grad.part(run.clone());
+                        sums.add(row, product_sum(&x[run], grad.old()));
+                        scale(&mut grad, gates[row]);
+                    }
                 });
+                // SAFETY: the runs cover the block.
+                unsafe { grad.written() };
             });
             (dx, rows.gather::<E>(sums, 1.0))
         })
@@ -145,7 +146,7 @@ impl RowSums {
 }
 
 mod loops {
-    use super::{LANES, Number, total};
+    use super::{Block, LANES, Number, each, total};
 
     #[inline(always)]
     pub(super) fn sum<W: Number, const FMA: bool>(x: &[W]) -> f64 {
@@ -178,15 +179,13 @@ mod loops {
     }
 
     #[inline(always)]
-    pub(super) fn scale<W: Number, const FMA: bool>(x: &[W], gate: W, y: &mut [W]) {
-        for (x, y) in x.iter().zip(y) {
-            *y = *x * gate;
-        }
+    pub(super) fn scale<W: Number, const FMA: bool>(x: &mut Block<'_, W>, factor: W) {
+        each!(x, x => x * factor);
     }
 }
 
 for_each_instruction_set! {
     sum<W: Number>(x: &[W]) -> f64;
     product_sum<W: Number>(x: &[W], y: &[W]) -> f64;
-    scale<W: Number>(x: &[W], gate: W, y: &mut [W]);
+    scale<W: Number>(x: &mut Block<'_, W>, factor: W);
 }

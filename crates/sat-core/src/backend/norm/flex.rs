@@ -1,11 +1,13 @@
 //! Fused loops for Flex, Burn's CPU backend.
 //!
-//! Every operation is one pass over memory. A block of [`BLOCK`] elements is read, normalised,
-//! activated and written while it stays in the first-level cache, so the steps on it can be separate
-//! loops: one for each curve, and few that know nothing of curves.
+//! Every operation is one pass over memory, in blocks of [`BLOCK`] elements. Where channels are long runs,
+//! normalising and activating are one loop, so that the arithmetic runs while memory is waited for. Where
+//! they are not, and with a residual, the preactivation of a block is computed first; it stays in the
+//! first-level cache, and so does what follows a gradient.
 
 use super::{
     super::{
+        block::{Block, Dense, each, rewrite},
         flex::{
             BLOCK, CHUNK, SERIAL, Stored, Work, by_dtype, for_each_instruction_set, moved, numbers,
         },
@@ -43,10 +45,7 @@ impl NormBackend for Flex {
         by_dtype!(x.dtype(), E => {
             let (planes, [x], residual) = aligned([x], residual.into_option());
             let z = Preactivation::<E>::new(planes, None, &affine, &residual, activation);
-            rewrite::<E, _>(x, || (), |(), at, x, y| {
-                z.compute(at, x, y);
-                z.activation.values(y);
-            }).0
+            rewrite::<E, _>(x, || (), |(), at, x| z.values(at, x)).0
         })
     }
 
@@ -71,13 +70,13 @@ impl NormBackend for Flex {
             let z = Preactivation::<E>::new(planes, Some(&x), &affine, &residual, activation);
             let correction = correction.into_option();
             let correction = correction.map(|rows| [0, 1].map(|row| vector::<E>(&rows, row)));
-            rewrite::<E, _>(grad, || (), |(), at, grad, dx| {
-                z.gradient(at, grad, dx);
+            rewrite::<E, _>(grad, || (), |(), at, dx| {
+                z.gradient(at, dx);
                 match &correction {
                     None => scale(planes, at, dx, &z.scale),
                     Some([constant, linear]) => E::with_read(z.x_at(at, dx.len()), |x| {
                         let vectors = [&z.mean, &z.scale, constant, linear];
-                        input_gradient(planes, at, x, dx, vectors.map(Vec::as_slice));
+                        input_gradient(planes, at, x, dx.numbers(), vectors.map(Vec::as_slice));
                     }),
                 }
             }).0
@@ -98,12 +97,9 @@ impl NormBackend for Flex {
             let n = layout.num_elements();
             let mut dx = Vec::<E>::with_capacity(n);
             let out = SecondOutput::new(&mut dx.spare_capacity_mut()[..n]);
-            let (dz, _) = rewrite::<E, _>(grad, buffer::<E>, |dx, at, grad, dz| {
-                z.gradient(at, grad, dz);
-                let dx = &mut dx[..dz.len()];
-                dx.copy_from_slice(dz);
-                scale(planes, at, dx, &z.scale);
-                out.write(at, dx);
+            let (dz, _) = rewrite::<E, _>(grad, || (), |(), at, dz| {
+                z.gradient(at, dz);
+                out.write(at, dz.numbers(), |dx| scale(planes, at, dx, &z.scale));
             });
             // SAFETY: `rewrite` went over blocks that cover all n elements, and each was written.
             unsafe { dx.set_len(n) };
@@ -124,9 +120,12 @@ impl NormBackend for Flex {
             let n = grad.tensor.layout().num_elements();
             let grad = &grad.elements::<E>()[..n];
             let sums = Sums::over_chunks(planes, z.activation.learned, n, |range, sums| {
-                let mut dz = buffer::<E>();
+                let mut dz = [MaybeUninit::uninit(); BLOCK];
                 for (at, grad) in blocks(range.start, &grad[range]) {
-                    z.gradient_and_sums(at, grad, &mut dz[..grad.len()], sums);
+                    E::with_read(grad, |grad| {
+                        let mut dz = Block::Beside(grad, &mut dz[..grad.len()]);
+                        z.gradient_and_sums(at, &mut dz, sums);
+                    });
                 }
             });
             sums.into_tensor::<E>()
@@ -145,8 +144,8 @@ impl NormBackend for Flex {
             let z = Preactivation::<E>::new(planes, Some(&x), &affine, &residual, activation);
             let learned = z.activation.learned;
             let start = || Sums::new(planes, learned);
-            let (dz, sums) = rewrite::<E, _>(grad, start, |sums, at, grad, dz| {
-                z.gradient_and_sums(at, grad, dz, sums);
+            let (dz, sums) = rewrite::<E, _>(grad, start, |sums, at, dz| {
+                z.gradient_and_sums(at, dz, sums);
             });
             (dz, Sums::total(planes, learned, sums).into_tensor::<E>())
         })
@@ -233,18 +232,6 @@ impl Iterator for Pixels {
     }
 }
 
-/// A tensor whose elements fill one range of its buffer.
-pub(in crate::backend) struct Dense {
-    pub(in crate::backend) tensor: FlexTensor,
-    pub(in crate::backend) start: usize,
-}
-
-impl Dense {
-    pub(in crate::backend) fn elements<E: Element + bytemuck::Pod>(&self) -> &[E] {
-        &self.tensor.storage::<E>()[self.start..]
-    }
-}
-
 /// Tensors of one shape as dense buffers in the same order of elements. What is channels-last stays
 /// so if all are.
 fn aligned<const N: usize>(
@@ -284,6 +271,16 @@ fn vector<E: Stored>(vectors: &FlexTensor, row: usize) -> Vec<E::Work> {
     vectors.storage::<E::Work>()[start..start + channels].to_vec()
 }
 
+/// (x - m) s + b of a block at a position.
+#[derive(Clone, Copy)]
+struct Affine<'a, W> {
+    planes: Planes,
+    at: usize,
+    mean: &'a [W],
+    scale: &'a [W],
+    shift: &'a [W],
+}
+
 /// z = (x - m) s + b (+ r), block by block, and what follows it.
 struct Preactivation<'a, E: Stored> {
     planes: Planes,
@@ -315,43 +312,85 @@ impl<'a, E: Stored> Preactivation<'a, E> {
         &self.x[at..at + len]
     }
 
-    /// z of a block of x.
-    fn compute(&self, at: usize, x: &[E], z: &mut [E::Work]) {
-        let vectors = [&self.mean[..], &self.scale, &self.shift];
-        E::with_read(x, |x| match self.residual {
-            None => affine(self.planes, at, x, None, z, vectors),
+    /// z of x.
+    fn compute(&self, at: usize, x: &[E::Work], z: &mut [E::Work]) {
+        match self.residual {
+            None => affine(self.affine_at(at), x, None, z),
             Some(residual) => E::with_read(&residual[at..at + x.len()], |residual| {
-                affine(self.planes, at, x, Some(residual), z, vectors);
+                affine(self.affine_at(at), x, Some(residual), z);
             }),
+        }
+    }
+
+    fn affine_at(&self, at: usize) -> Affine<'_, E::Work> {
+        let [mean, scale, shift] = [&self.mean, &self.scale, &self.shift].map(Vec::as_slice);
+        Affine { planes: self.planes, at, mean, scale, shift }
+    }
+
+    /// Whether z is a multiple of x and a number along runs that are long enough for vectors.
+    fn is_affine_in_runs(&self) -> bool {
+        self.residual.is_none() && self.planes.inner >= LONG_RUN
+    }
+
+    /// A block of x becomes f(z).
+    fn values(&self, at: usize, x: &mut Block<'_, E::Work>) {
+        let mut z = buffer::<E>();
+        let z = &mut z[..x.len()];
+        match &self.activation.value {
+            Some(curve) if self.is_affine_in_runs() => {
+                (curve.values_of_affine)(self.affine_at(at), x, curve.parameters);
+            }
+            Some(curve) => {
+                self.compute(at, x.old(), z);
+                (curve.values)(z, x, curve.parameters);
+            }
+            None => {
+                self.compute(at, x.old(), z);
+                each!(x, _, z in z => z);
+            }
+        }
+    }
+
+    /// A block of the gradient for y becomes that for z.
+    fn gradient(&self, at: usize, grad: &mut Block<'_, E::Work>) {
+        let Some(curve) = &self.activation.slope else { return };
+        E::with_read(self.x_at(at, grad.len()), |x| {
+            if self.is_affine_in_runs() {
+                (curve.gradient_of_affine)(self.affine_at(at), x, grad, curve.parameters);
+            } else {
+                let mut z = buffer::<E>();
+                let z = &mut z[..x.len()];
+                self.compute(at, x, z);
+                (curve.gradient)(z, grad, curve.parameters);
+            }
         });
     }
 
-    /// The gradient for z from the gradient for y.
-    fn gradient(&self, at: usize, grad: &[E], dz: &mut [E::Work]) {
-        if self.activation.is_identity() {
-            return E::with_read(grad, |grad| dz.copy_from_slice(grad));
-        }
-        self.compute(at, self.x_at(at, dz.len()), dz);
-        E::with_read(grad, |grad| self.activation.gradient(dz, grad));
-    }
-
     /// The same, added to the sums with dz (x - m) and, if parameters are learned, their terms.
-    fn gradient_and_sums(&self, at: usize, grad: &[E], dz: &mut [E::Work], sums: &mut Sums) {
-        if self.activation.learned == 0 {
-            self.gradient(at, grad, dz);
-        } else {
-            self.compute(at, self.x_at(at, dz.len()), dz);
-            E::with_read(grad, |grad| {
-                let terms = self.activation.gradient_and_parameter_sums(dz, grad);
+    fn gradient_and_sums(&self, at: usize, grad: &mut Block<'_, E::Work>, sums: &mut Sums) {
+        match &self.activation.slope {
+            Some(curve) if self.activation.learned > 0 => {
+                let mut z = buffer::<E>();
+                let z = &mut z[..grad.len()];
+                E::with_read(self.x_at(at, z.len()), |x| self.compute(at, x, z));
+                // In one loop, what the two have in common is computed once.
+                let both = curve.gradient_and_parameter_sums;
+                let terms = both(z, grad.numbers(), curve.parameters);
                 sums.parameters.iter_mut().zip(terms).for_each(|(sum, term)| *sum += term);
-            });
+            }
+            _ => self.gradient(at, grad),
         }
         let sums = [&mut sums.first[..], &mut sums.second[..]];
+        let dz = grad.numbers();
         E::with_read(self.x_at(at, dz.len()), |x| {
             gradient_sums(self.planes, at, x, dz, &self.mean, sums);
         });
     }
 }
+
+/// Runs of one channel that are worth a loop of their own for normalising and activating: the ends of a run
+/// are computed one by one.
+const LONG_RUN: usize = 256;
 
 /// The loops of an activation, looked up once.
 struct ActivationLoops<W> {
@@ -361,13 +400,19 @@ struct ActivationLoops<W> {
     learned: usize,
 }
 
-/// z, which becomes grad f'(z), grad and the parameters; the sums of grad df/da and grad df/db.
-type GradientAndSums<W> = fn(&mut [W], &[W], [f64; 2]) -> [f64; 2];
+/// The numbers of z = (x - m) s + b, x, grad, which becomes grad f'(z), and the parameters.
+type GradientOfAffine<W> = fn(Affine<'_, W>, &[W], &mut Block<'_, W>, [f64; 2]);
+
+/// z, grad, which becomes grad f'(z), and the parameters; the sums of grad df/da and grad df/db. The curve
+/// has its own derivative.
+type GradientAndSums<W> = fn(&[W], &mut [W], [f64; 2]) -> [f64; 2];
 
 /// The loops of a curve and its parameters.
 struct CurveLoops<W> {
-    values: fn(&mut [W], [f64; 2]),
-    gradient: fn(&mut [W], &[W], [f64; 2]),
+    values: fn(&[W], &mut Block<'_, W>, [f64; 2]),
+    values_of_affine: fn(Affine<'_, W>, &mut Block<'_, W>, [f64; 2]),
+    gradient: fn(&[W], &mut Block<'_, W>, [f64; 2]),
+    gradient_of_affine: GradientOfAffine<W>,
     gradient_and_parameter_sums: GradientAndSums<W>,
     parameters: [f64; 2],
 }
@@ -380,8 +425,10 @@ impl<W: Work> CurveLoops<W> {
             type Output = CurveLoops<W>;
             fn visit<F: Formula>(self, fixed: [f64; 2]) -> CurveLoops<W> {
                 CurveLoops {
-                    values: W::values::<F>,
+                    values: values::<W, F>,
+                    values_of_affine: values_of_affine::<W, F>,
                     gradient: gradient::<W, F>,
+                    gradient_of_affine: gradient_of_affine::<W, F>,
                     gradient_and_parameter_sums: gradient_and_parameter_sums::<W, F>,
                     parameters: self.0.unwrap_or(fixed),
                 }
@@ -403,99 +450,12 @@ impl<W: Work> ActivationLoops<W> {
             learned: parameters.map_or(0, |parameters| parameters.len()),
         }
     }
-
-    fn is_identity(&self) -> bool {
-        self.slope.is_none()
-    }
-
-    /// z becomes f(z).
-    fn values(&self, z: &mut [W]) {
-        if let Some(curve) = &self.value {
-            (curve.values)(z, curve.parameters);
-        }
-    }
-
-    /// z becomes grad f'(z).
-    fn gradient(&self, z: &mut [W], grad: &[W]) {
-        if let Some(curve) = &self.slope {
-            (curve.gradient)(z, grad, curve.parameters);
-        }
-    }
-
-    /// z becomes grad f'(z); the sums of grad df/da and grad df/db, for learned parameters, whose curve has
-    /// its own derivative. In one loop, what the two have in common is computed once.
-    fn gradient_and_parameter_sums(&self, z: &mut [W], grad: &[W]) -> [f64; 2] {
-        let both =
-            |curve: &CurveLoops<W>| (curve.gradient_and_parameter_sums)(z, grad, curve.parameters);
-        self.slope.as_ref().map_or([0.0; 2], both)
-    }
 }
 
 // --- Passes over tensors ---
 
 fn buffer<E: Stored>() -> [E::Work; BLOCK] {
     [<E as Stored>::Work::ZERO; BLOCK]
-}
-
-/// Calls `f(number, chunk)` on chunks of [`CHUNK`] elements, in parallel if it pays, and returns what
-/// it returns in order.
-fn map_chunks<T: Send, S: Send>(
-    all: &mut [T],
-    f: impl Fn((usize, &mut [T])) -> S + Sync,
-) -> Vec<S> {
-    if all.len() <= SERIAL {
-        all.chunks_mut(CHUNK).enumerate().map(f).collect()
-    } else {
-        share(all.chunks_mut(CHUNK).enumerate(), f)
-    }
-}
-
-/// Computes a tensor block by block from one of the same shape: in its place where nobody else holds
-/// it, in a fresh buffer where somebody does. `f(state, position, old block, new block)` works on
-/// a chunk of blocks with one state; the states are returned in order.
-pub(in crate::backend) fn rewrite<E: Stored, S: Send>(
-    old: Dense,
-    state: impl Fn() -> S + Sync,
-    f: impl Fn(&mut S, usize, &[E], &mut [E::Work]) + Sync,
-) -> (FlexTensor, Vec<S>) {
-    let Dense { mut tensor, start } = old;
-    let n = tensor.layout().num_elements();
-    if n == 0 {
-        return (tensor, Vec::new());
-    }
-    if let Some(storage) = tensor.try_storage_mut::<E>() {
-        let states = map_chunks(&mut storage[start..start + n], |(i, chunk)| {
-            let (mut state, mut new) = (state(), buffer::<E>());
-            for (j, block) in chunk.chunks_mut(BLOCK).enumerate() {
-                let new = &mut new[..block.len()];
-                f(&mut state, i * CHUNK + j * BLOCK, block, new);
-                block.iter_mut().zip(new).for_each(|(out, new)| *out = new.elem());
-            }
-            state
-        });
-        return (tensor, states);
-    }
-    let old = &tensor.storage::<E>()[start..start + n];
-    let mut out = Vec::<E>::with_capacity(n);
-    let states = map_chunks(&mut out.spare_capacity_mut()[..n], |(i, chunk)| {
-        let (mut state, mut new) = (state(), buffer::<E>());
-        for (j, block) in chunk.chunks_mut(BLOCK).enumerate() {
-            let (at, new) = (i * CHUNK + j * BLOCK, &mut new[..block.len()]);
-            f(&mut state, at, &old[at..at + block.len()], new);
-            write(block, new);
-        }
-        state
-    });
-    // SAFETY: every one of the first n elements lies in a block, and every block was written.
-    unsafe { out.set_len(n) };
-    let layout = moved(tensor.layout(), start);
-    (FlexTensor::new(Bytes::from_elems(out), layout, tensor.dtype()), states)
-}
-
-fn write<E: Stored>(out: &mut [MaybeUninit<E>], new: &[E::Work]) {
-    for (out, new) in out.iter_mut().zip(new) {
-        out.write(new.elem());
-    }
 }
 
 /// A second output, in the blocks that [`rewrite`] goes over.
@@ -506,11 +466,12 @@ impl<'a, E: Stored> SecondOutput<'a, E> {
         Self(out.chunks_mut(CHUNK).map(Mutex::new).collect())
     }
 
-    /// A chunk is worked on by one thread, so its lock is always free.
-    fn write(&self, at: usize, new: &[E::Work]) {
+    /// Writes a block that `f` makes of the numbers.
+    fn write(&self, at: usize, old: &[E::Work], f: impl FnOnce(&mut Block<'_, E::Work>)) {
+        // A chunk is worked on by one thread, so its lock is always free.
         let mut chunk = self.0[at / CHUNK].lock().expect("no thread panicked with it");
         let start = at % CHUNK;
-        write(&mut chunk[start..start + new.len()], new);
+        E::with_fresh(old, &mut chunk[start..start + old.len()], f);
     }
 }
 
@@ -624,6 +585,8 @@ pub(in crate::backend) trait Number:
     + Into<f64>
 {
     const ZERO: Self;
+    /// f(z)
+    fn value<F: Formula, const FMA: bool>(z: Self, parameters: [f64; 2]) -> Self;
     /// f'(z)
     fn slope<F: Formula, const FMA: bool>(z: Self, parameters: [f64; 2]) -> Self;
     /// df/da and df/db at z
@@ -632,6 +595,10 @@ pub(in crate::backend) trait Number:
 
 impl Number for f32 {
     const ZERO: Self = 0.0;
+    #[inline(always)]
+    fn value<F: Formula, const FMA: bool>(z: Self, parameters: [f64; 2]) -> Self {
+        F::value(Lane::<FMA>(z), parameters.map(Lane::lit)).0
+    }
     #[inline(always)]
     fn slope<F: Formula, const FMA: bool>(z: Self, parameters: [f64; 2]) -> Self {
         F::slope(Lane::<FMA>(z), parameters.map(Lane::lit)).0
@@ -644,6 +611,10 @@ impl Number for f32 {
 
 impl Number for f64 {
     const ZERO: Self = 0.0;
+    #[inline(always)]
+    fn value<F: Formula, const FMA: bool>(z: Self, parameters: [f64; 2]) -> Self {
+        F::value(z, parameters)
+    }
     #[inline(always)]
     fn slope<F: Formula, const FMA: bool>(z: Self, parameters: [f64; 2]) -> Self {
         F::slope(z, parameters)
@@ -670,17 +641,15 @@ pub(in crate::backend) fn total<W: Number>(lanes: [W; LANES]) -> f64 {
 /// The loops, to be compiled once for each instruction set. Outside of the curves they multiply and
 /// add in two steps, so all of them give the same bits.
 mod loops {
-    use super::{Formula, LANES, Number, Planes, total};
+    use super::{Affine, Block, Formula, LANES, Number, Planes, each, total};
 
     /// z = (x - m) s + b (+ r)
     #[inline(always)]
     pub(super) fn affine<W: Number, const FMA: bool>(
-        planes: Planes,
-        at: usize,
+        Affine { planes, at, mean, scale, shift }: Affine<'_, W>,
         x: &[W],
         residual: Option<&[W]>,
         z: &mut [W],
-        [mean, scale, shift]: [&[W]; 3],
     ) {
         if planes.inner == 1 {
             for (c, run) in planes.pixels(at, x.len()) {
@@ -719,41 +688,83 @@ mod loops {
         }
     }
 
-    /// z = grad f'(z)
+    /// f(z), whatever the block held.
     #[inline(always)]
-    pub(super) fn gradient<W: Number, F: Formula, const FMA: bool>(
-        z: &mut [W],
-        grad: &[W],
+    pub(super) fn values<W: Number, F: Formula, const FMA: bool>(
+        z: &[W],
+        y: &mut Block<'_, W>,
         parameters: [f64; 2],
     ) {
-        for (z, grad) in z.iter_mut().zip(grad) {
-            *z = *grad * W::slope::<F, FMA>(*z, parameters);
-        }
+        each!(y, _, z in z => W::value::<F, FMA>(z, parameters));
     }
 
-    /// z = grad f'(z), and the sums of grad df/da and grad df/db: lanes over a block, then f64.
+    /// x = f(z) with z = (x - m) s + b, for channels in runs
+    #[inline(always)]
+    pub(super) fn values_of_affine<W: Number, F: Formula, const FMA: bool>(
+        Affine { planes, at, mean, scale, shift }: Affine<'_, W>,
+        x: &mut Block<'_, W>,
+        parameters: [f64; 2],
+    ) {
+        for (c, run) in planes.runs(at, x.len()) {
+            let (m, s, b) = (mean[c], scale[c], shift[c]);
+            each!(&mut x.part(run), x => W::value::<F, FMA>((x - m) * s + b, parameters));
+        }
+        // SAFETY: the runs cover the block.
+        unsafe { x.written() };
+    }
+
+    /// grad = grad f'(z)
+    #[inline(always)]
+    pub(super) fn gradient<W: Number, F: Formula, const FMA: bool>(
+        z: &[W],
+        grad: &mut Block<'_, W>,
+        parameters: [f64; 2],
+    ) {
+        each!(grad, grad, z in z => grad * W::slope::<F, FMA>(z, parameters));
+    }
+
+    /// grad = grad f'(z) with z = (x - m) s + b, for channels in runs
+    #[inline(always)]
+    pub(super) fn gradient_of_affine<W: Number, F: Formula, const FMA: bool>(
+        Affine { planes, at, mean, scale, shift }: Affine<'_, W>,
+        x: &[W],
+        grad: &mut Block<'_, W>,
+        parameters: [f64; 2],
+    ) {
+        for (c, run) in planes.runs(at, x.len()) {
+            let (m, s, b) = (mean[c], scale[c], shift[c]);
+            let (x, mut grad) = (&x[run.clone()], grad.part(run));
+            each!(&mut grad, grad, x in x => {
+                grad * W::slope::<F, FMA>((x - m) * s + b, parameters)
+            });
+        }
+        // SAFETY: the runs cover the block.
+        unsafe { grad.written() };
+    }
+
+    /// grad = grad f'(z), and the sums of grad df/da and grad df/db: lanes over a block, then f64.
     #[inline(always)]
     pub(super) fn gradient_and_parameter_sums<W: Number, F: Formula, const FMA: bool>(
-        z: &mut [W],
-        grad: &[W],
+        z: &[W],
+        grad: &mut [W],
         parameters: [f64; 2],
     ) -> [f64; 2] {
         let mut sums = [[W::ZERO; LANES]; 2];
-        let (z_body, z_rest) = z.as_chunks_mut::<LANES>();
-        let (grad_body, grad_rest) = grad.as_chunks::<LANES>();
-        for (z, grad) in z_body.iter_mut().zip(grad_body) {
+        let (z_body, z_rest) = z.as_chunks::<LANES>();
+        let (grad_body, grad_rest) = grad.as_chunks_mut::<LANES>();
+        for (z, grad) in z_body.iter().zip(grad_body) {
             for i in 0..LANES {
                 let slopes = W::parameter_slopes::<F, FMA>(z[i], parameters);
                 sums[0][i] += grad[i] * slopes[0];
                 sums[1][i] += grad[i] * slopes[1];
-                z[i] = grad[i] * W::slope::<F, FMA>(z[i], parameters);
+                grad[i] = grad[i] * W::slope::<F, FMA>(z[i], parameters);
             }
         }
-        for (i, (z, grad)) in z_rest.iter_mut().zip(grad_rest).enumerate() {
+        for (i, (z, grad)) in z_rest.iter().zip(grad_rest).enumerate() {
             let slopes = W::parameter_slopes::<F, FMA>(*z, parameters);
             sums[0][i] += *grad * slopes[0];
             sums[1][i] += *grad * slopes[1];
-            *z = *grad * W::slope::<F, FMA>(*z, parameters);
+            *grad = *grad * W::slope::<F, FMA>(*z, parameters);
         }
         sums.map(total)
     }
@@ -763,23 +774,21 @@ mod loops {
     pub(super) fn scale<W: Number, const FMA: bool>(
         planes: Planes,
         at: usize,
-        dz: &mut [W],
+        dz: &mut Block<'_, W>,
         scale: &[W],
     ) {
         if planes.inner == 1 {
             for (c, run) in planes.pixels(at, dz.len()) {
-                for (dz, s) in dz[run].iter_mut().zip(&scale[c]) {
-                    *dz = *dz * *s;
-                }
+                each!(&mut dz.part(run), dz, s in &scale[c] => dz * s);
             }
         } else {
             for (c, run) in planes.runs(at, dz.len()) {
                 let s = scale[c];
-                for dz in &mut dz[run] {
-                    *dz = *dz * s;
-                }
+                each!(&mut dz.part(run), dz => dz * s);
             }
         }
+        // SAFETY: the runs cover the block.
+        unsafe { dz.written() };
     }
 
     /// dz = s dz - d - e (x - m), with the vectors m, s, d and e.
@@ -894,14 +903,19 @@ mod loops {
 }
 
 for_each_instruction_set! {
-    affine<W: Number>(
-        planes: Planes, at: usize, x: &[W], residual: Option<&[W]>, z: &mut [W], vectors: [&[W]; 3]
+    affine<W: Number>(affine: Affine<'_, W>, x: &[W], residual: Option<&[W]>, z: &mut [W]);
+    values<W: Number, F: Formula>(z: &[W], y: &mut Block<'_, W>, parameters: [f64; 2]);
+    values_of_affine<W: Number, F: Formula>(
+        affine: Affine<'_, W>, x: &mut Block<'_, W>, parameters: [f64; 2]
     );
-    gradient<W: Number, F: Formula>(z: &mut [W], grad: &[W], parameters: [f64; 2]);
+    gradient<W: Number, F: Formula>(z: &[W], grad: &mut Block<'_, W>, parameters: [f64; 2]);
+    gradient_of_affine<W: Number, F: Formula>(
+        affine: Affine<'_, W>, x: &[W], grad: &mut Block<'_, W>, parameters: [f64; 2]
+    );
     gradient_and_parameter_sums<W: Number, F: Formula>(
-        z: &mut [W], grad: &[W], parameters: [f64; 2]
+        z: &[W], grad: &mut [W], parameters: [f64; 2]
     ) -> [f64; 2];
-    scale<W: Number>(planes: Planes, at: usize, dz: &mut [W], scale: &[W]);
+    scale<W: Number>(planes: Planes, at: usize, dz: &mut Block<'_, W>, scale: &[W]);
     input_gradient<W: Number>(planes: Planes, at: usize, x: &[W], dz: &mut [W], vectors: [&[W]; 4]);
     gradient_sums<W: Number>(
         planes: Planes, at: usize, x: &[W], dz: &[W], mean: &[W], sums: [&mut [f64]; 2]

@@ -2,7 +2,8 @@
 
 use super::{
     super::{
-        flex::{Stored, rewrite},
+        block::{Block, Dense, rewrite},
+        flex::Stored,
         norm::Number,
     },
     StepBackend, composed,
@@ -11,7 +12,6 @@ use burn::{
     backend::{Flex, flex::FlexTensor, tensor::FloatTensor},
     tensor::{DType, ElementConversion},
 };
-use core::mem::MaybeUninit;
 
 impl StepBackend for Flex {
     fn sign_step(
@@ -30,7 +30,7 @@ impl StepBackend for Flex {
     }
 }
 
-fn sign_step<E: Stored + Number + PartialOrd>(
+fn sign_step<E: Stored<Work = E> + Number + PartialOrd>(
     x: FlexTensor,
     gradient: FlexTensor,
     size: FlexTensor,
@@ -68,12 +68,11 @@ fn sign_step<E: Stored + Number + PartialOrd>(
             at += run.len();
         }
     };
-    let gradient =
+    let tensor =
         if gradient.layout().is_contiguous() { gradient } else { gradient.to_contiguous() };
-    let start = gradient.layout().start_offset();
-    rewrite::<E>(gradient, start, step, |at, gradient, out: &mut [MaybeUninit<E>]| {
-        step(at, out.write_copy_of_slice(gradient));
-    })
+    let start = tensor.layout().start_offset();
+    let step = |(): &mut (), at, block: &mut Block<'_, E>| step(at, block.numbers());
+    rewrite::<E, _>(Dense { tensor, start }, || (), step).0
 }
 
 /// The numbers of a contiguous tensor.
