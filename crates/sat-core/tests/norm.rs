@@ -724,8 +724,11 @@ fn gradient_checkpointing_gives_the_same_gradients() {
 #[test]
 fn no_tensor_held_elsewhere_is_overwritten() {
     for (name, device) in devices() {
-        for (residual, inference) in [(false, false), (true, false), (false, true), (true, true)] {
-            let case = Case::new([4, 3, 5, 5], "silu", residual, inference);
+        let modes = [(false, false), (true, false), (false, true), (true, true)];
+        let shapes = [[4, 3, 5, 5], [1, 2, 17, 31]];
+        for (shape, (residual, inference)) in shapes.into_iter().flat_map(|s| modes.map(|m| (s, m)))
+        {
+            let case = Case::new(shape, "silu", residual, inference);
             let what = describe(&case, View::Contiguous, name);
             // Without autodiff, where the input may be overwritten: once held, once not.
             let frozen = Case {

@@ -24,32 +24,45 @@ impl Dense {
 pub(super) enum Block<'a, W> {
     /// Each takes the place of the old one.
     Over(&'a mut [W]),
-    /// The old ones are somebody else's too; memory for as many.
+    /// The old ones are somebody else's too; memory for as many. Made by [`beside`](Self::beside).
     Beside(&'a [W], &'a mut [MaybeUninit<W>]),
 }
 
-impl<W> Default for Block<'_, W> {
-    fn default() -> Self {
-        Self::Over(&mut [])
-    }
-}
-
 impl<'a, W: Copy> Block<'a, W> {
-    pub(super) fn len(&self) -> usize {
-        self.old().len()
+    /// The two are of one length.
+    pub(super) fn beside(old: &'a [W], new: &'a mut [MaybeUninit<W>]) -> Self {
+        assert_eq!(old.len(), new.len(), "a block beside another is as long");
+        Self::Beside(old, new)
     }
 
-    /// The old numbers, until there are new ones.
-    pub(super) fn old(&self) -> &[W] {
+    pub(super) fn len(&self) -> usize {
+        self.read().len()
+    }
+
+    /// The numbers as they are now.
+    pub(super) fn read(&self) -> &[W] {
         match self {
             Self::Over(numbers) => numbers,
             Self::Beside(old, _) => old,
         }
     }
 
+    /// Where the new numbers belong.
+    pub(super) fn place(&self) -> *const W {
+        match self {
+            Self::Over(numbers) => numbers.as_ptr(),
+            Self::Beside(_, new) => new.as_ptr().cast(),
+        }
+    }
+
+    /// What the block is, for a moment in which nobody looks at it.
+    pub(super) fn take(&mut self) -> Self {
+        core::mem::replace(self, Self::Over(&mut []))
+    }
+
     /// The numbers where the new ones belong, for computing on in their place.
     pub(super) fn numbers(&mut self) -> &mut [W] {
-        let numbers = match core::mem::take(self) {
+        let numbers = match self.take() {
             Self::Over(numbers) => numbers,
             Self::Beside(old, new) => new.write_copy_of_slice(old),
         };
@@ -63,7 +76,7 @@ impl<'a, W: Copy> Block<'a, W> {
     pub(super) fn part(&mut self, range: Range<usize>) -> Block<'_, W> {
         match self {
             Self::Over(numbers) => Block::Over(&mut numbers[range]),
-            Self::Beside(old, new) => Block::Beside(&old[range.clone()], &mut new[range]),
+            Self::Beside(old, new) => Block::beside(&old[range.clone()], &mut new[range]),
         }
     }
 
@@ -73,7 +86,7 @@ impl<'a, W: Copy> Block<'a, W> {
     ///
     /// All of it has been written, in parts.
     pub(super) unsafe fn written(&mut self) {
-        *self = match core::mem::take(self) {
+        *self = match self.take() {
             // SAFETY: the caller has seen to it.
             Self::Beside(_, new) => Self::Over(unsafe { new.assume_init_mut() }),
             over @ Self::Over(_) => over,
@@ -87,7 +100,7 @@ impl<'a, W: Copy> Block<'a, W> {
 macro_rules! each {
     ($block:expr, $old:ident => $new:expr) => {{
         let block: &mut Block<'_, _> = $block;
-        match core::mem::take(block) {
+        match block.take() {
             Block::Over(numbers) => {
                 for number in &mut *numbers {
                     let $old = *number;
@@ -96,12 +109,11 @@ macro_rules! each {
                 *block = Block::Over(numbers);
             }
             Block::Beside(old, new) => {
-                assert_eq!(old.len(), new.len());
                 for (old, new) in old.iter().zip(&mut *new) {
                     let $old = *old;
                     new.write($new);
                 }
-                // SAFETY: the loop above wrote all of it.
+                // SAFETY: the loop above wrote all of it, as it is as long as the old.
                 *block = Block::Over(unsafe { new.assume_init_mut() });
             }
         }
@@ -109,7 +121,7 @@ macro_rules! each {
     ($block:expr, $old:pat, $other:ident in $others:expr => $new:expr) => {{
         let (block, others): (&mut Block<'_, _>, &[_]) = ($block, $others);
         assert_eq!(block.len(), others.len());
-        match core::mem::take(block) {
+        match block.take() {
             Block::Over(numbers) => {
                 for (number, other) in numbers.iter_mut().zip(others) {
                     let ($old, $other) = (*number, *other);
@@ -118,12 +130,11 @@ macro_rules! each {
                 *block = Block::Over(numbers);
             }
             Block::Beside(old, new) => {
-                assert_eq!(old.len(), new.len());
                 for ((old, other), new) in old.iter().zip(others).zip(&mut *new) {
                     let ($old, $other) = (*old, *other);
                     new.write($new);
                 }
-                // SAFETY: the loop above wrote all of it, as the lengths are equal.
+                // SAFETY: the loop above wrote all of it, as it is as long as the others.
                 *block = Block::Over(unsafe { new.assume_init_mut() });
             }
         }
@@ -132,9 +143,16 @@ macro_rules! each {
 pub(super) use each;
 
 /// Computes a tensor block by block from one of the same shape: in its place where nobody else holds
-/// it, in a fresh buffer where somebody does. `f(state, position, block)` works on a chunk of blocks with
-/// one state; the states are returned in order.
-pub(super) fn rewrite<E: Stored, S: Send>(
+/// it, in a fresh buffer where somebody does. `f(position, block)` is called for every block.
+pub(super) fn rewrite<E: Stored>(
+    old: Dense,
+    f: impl Fn(usize, &mut Block<'_, E::Work>) + Sync,
+) -> FlexTensor {
+    rewrite_with::<E, _>(old, || (), |(), at, block| f(at, block)).0
+}
+
+/// The same with a state for each chunk of blocks; the states are returned in order.
+pub(super) fn rewrite_with<E: Stored, S: Send>(
     old: Dense,
     state: impl Fn() -> S + Sync,
     f: impl Fn(&mut S, usize, &mut Block<'_, E::Work>) + Sync,
@@ -160,7 +178,7 @@ pub(super) fn rewrite<E: Stored, S: Send>(
         let mut state = state();
         for (j, new) in chunk.chunks_mut(BLOCK).enumerate() {
             let at = at + j * BLOCK;
-            let block = Block::Beside(&old[at..at + new.len()], new);
+            let block = Block::beside(&old[at..at + new.len()], new);
             E::with_block(block, |block| f(&mut state, at, block));
         }
         state

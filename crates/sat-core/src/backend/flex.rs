@@ -145,20 +145,18 @@ impl Visitor for BackwardParameters {
 
 // --- Tensors as flat buffers ---
 
-/// A tensor whose elements fill one range of its buffer, and where that range is.
+/// A tensor whose elements fill one range of its buffer.
 ///
 /// A permuted tensor that covers its whole buffer stays as it is: elementwise work does not care
 /// about the order of the axes.
-fn flat(x: FlexTensor) -> (FlexTensor, usize, usize) {
-    if let Some((start, end)) = x.layout().contiguous_offsets() {
-        return (x, start, end);
+fn flat(x: FlexTensor) -> Dense {
+    if let Some((start, _)) = x.layout().contiguous_offsets() {
+        return Dense { tensor: x, start };
     }
-    let n = x.layout().num_elements();
     if is_dense(x.layout()) {
-        let start = x.layout().start_offset();
-        return (x, start, start + n);
+        return Dense { start: x.layout().start_offset(), tensor: x };
     }
-    (x.to_contiguous(), 0, n)
+    Dense { tensor: x.to_contiguous(), start: 0 }
 }
 
 /// Whether the elements fill a range without gaps or repeats, in whatever order of the axes.
@@ -185,16 +183,13 @@ pub(super) fn moved(layout: &Layout, start: usize) -> Layout {
 }
 
 /// Two tensors of one shape as flat buffers in the same order of elements.
-fn flat_pair(x: FlexTensor, grad: FlexTensor) -> ((FlexTensor, usize), (FlexTensor, usize)) {
+fn flat_pair(x: FlexTensor, grad: FlexTensor) -> [Dense; 2] {
     assert_eq!(x.layout().shape(), grad.layout().shape(), "a gradient has the shape of its input");
-    let (x, x_start, _) = flat(x);
-    let (grad, grad_start, _) = flat(grad);
-    if x.layout().strides() == grad.layout().strides() {
-        return ((x, x_start), (grad, grad_start));
+    let [x, grad] = [x, grad].map(flat);
+    if x.tensor.layout().strides() == grad.tensor.layout().strides() {
+        return [x, grad];
     }
-    let (x, x_start, _) = flat(x.to_contiguous());
-    let (grad, grad_start, _) = flat(grad.to_contiguous());
-    ((x, x_start), (grad, grad_start))
+    [x, grad].map(|dense| flat(dense.tensor.to_contiguous()))
 }
 
 /// The one or two numbers of a parameter tensor; NaN for the one that is not there.
@@ -225,9 +220,7 @@ fn tensor_of(like: FlexTensor, numbers: &[f64; 2]) -> FlexTensor {
 // --- Loops ---
 
 fn map<E: Stored, F: Formula>(x: FlexTensor, parameters: [f64; 2]) -> FlexTensor {
-    let (tensor, start, _) = flat(x);
-    let x = Dense { tensor, start };
-    rewrite::<E, _>(x, || (), |(), _, x| E::Work::values::<F>(x, parameters)).0
+    rewrite::<E>(flat(x), |_, x| E::Work::values::<F>(x, parameters))
 }
 
 fn scale_by_slope<E: Stored, F: Formula>(
@@ -235,19 +228,13 @@ fn scale_by_slope<E: Stored, F: Formula>(
     grad: FlexTensor,
     parameters: [f64; 2],
 ) -> FlexTensor {
-    let ((x, x_start), (tensor, start)) = flat_pair(x, grad);
-    let x = &x.storage::<E>()[x_start..];
-    let grad = Dense { tensor, start };
-    rewrite::<E, _>(
-        grad,
-        || (),
-        |(), at, grad| {
-            E::with_read(&x[at..at + grad.len()], |x| {
-                E::Work::scale_by_slope::<F>(x, grad, parameters);
-            });
-        },
-    )
-    .0
+    let [x, grad] = flat_pair(x, grad);
+    let x = x.elements::<E>();
+    rewrite::<E>(grad, |at, grad| {
+        E::with_read(&x[at..at + grad.len()], |x| {
+            E::Work::scale_by_slope::<F>(x, grad, parameters);
+        });
+    })
 }
 
 /// The sums of grad * df/da and grad * df/db. Each block is summed in its number type, the blocks in
@@ -258,9 +245,8 @@ fn parameter_sums<E: Stored, F: Formula>(
     parameters: [f64; 2],
 ) -> [f64; 2] {
     let n = x.layout().num_elements();
-    let ((x, x_start), (grad, grad_start)) = flat_pair(x, grad);
-    let x = &x.storage::<E>()[x_start..x_start + n];
-    let grad = &grad.storage::<E>()[grad_start..grad_start + n];
+    let [x, grad] = flat_pair(x, grad);
+    let [x, grad] = [&x, &grad].map(|dense| &dense.elements::<E>()[..n]);
     let of_block = |(x, grad): (&[E], &[E])| {
         E::with_read(x, |x| {
             E::with_read(grad, |grad| E::Work::parameter_sums::<F>(x, grad, parameters))
@@ -283,7 +269,8 @@ pub(super) trait Stored: Element + bytemuck::Pod + Send + Sync {
     type Work: Work;
     /// Hands the elements to `f` for reading.
     fn with_read<R>(elements: &[Self], f: impl FnOnce(&[Self::Work]) -> R) -> R;
-    /// Hands a block to `f` in the numbers of arithmetic, and writes what `f` leaves there.
+    /// Hands a block to `f` in the numbers of arithmetic, and writes what `f` leaves there: all of it has
+    /// been written then. `f` must leave the block where it is.
     fn with_block(block: Block<'_, Self>, f: impl FnOnce(&mut Block<'_, Self::Work>));
     /// The same with numbers of arithmetic as the old ones of a fresh block.
     fn with_fresh(
@@ -301,15 +288,17 @@ macro_rules! stored_as_is {
                 f(elements)
             }
             fn with_block(mut block: Block<'_, Self>, f: impl FnOnce(&mut Block<'_, Self>)) {
+                let place = (block.place(), block.len());
                 f(&mut block);
                 block.numbers();
+                assert_eq!((block.place(), block.len()), place, "the block is another one");
             }
             fn with_fresh(
                 old: &[Self],
                 new: &mut [MaybeUninit<Self>],
                 f: impl FnOnce(&mut Block<'_, Self>),
             ) {
-                Self::with_block(Block::Beside(old, new), f);
+                Self::with_block(Block::beside(old, new), f);
             }
         }
     };
@@ -330,7 +319,7 @@ macro_rules! stored_in_half {
             fn with_block(mut block: Block<'_, Self>, f: impl FnOnce(&mut Block<'_, f32>)) {
                 let mut buffer = [0.0; BLOCK];
                 let work = &mut buffer[..block.len()];
-                work.iter_mut().zip(block.old()).for_each(|(work, x)| *work = x.to_f32());
+                work.iter_mut().zip(block.read()).for_each(|(work, x)| *work = x.to_f32());
                 f(&mut Block::Over(work));
                 each!(&mut block, _, new in work => Self::from_f32(new));
             }
@@ -339,6 +328,7 @@ macro_rules! stored_in_half {
                 new: &mut [MaybeUninit<Self>],
                 f: impl FnOnce(&mut Block<'_, f32>),
             ) {
+                assert_eq!(old.len(), new.len(), "a block beside another is as long");
                 let mut buffer = [0.0; BLOCK];
                 let work = &mut buffer[..old.len()];
                 work.copy_from_slice(old);

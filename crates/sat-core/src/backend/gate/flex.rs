@@ -2,7 +2,7 @@
 
 use super::GateBackend;
 use crate::backend::{
-    block::{Block, Dense, each, rewrite},
+    block::{Block, Dense, each, rewrite, rewrite_with},
     flex::{BLOCK, CHUNK, SERIAL, Stored, by_dtype, for_each_instruction_set},
     norm::{LANES, Number, Planes, total},
     threads::share,
@@ -46,13 +46,13 @@ impl GateBackend for Flex {
         by_dtype!(x.dtype(), E => {
             let (rows, x) = Rows::of(x);
             let gates = rows.gates::<E>(gate);
-            rewrite::<E, _>(x, || (), |(), at, x| {
+            rewrite::<E>(x, |at, x| {
                 for (row, run) in rows.planes().runs(at, x.len()) {
                     scale(&mut x.part(run), gates[row]);
                 }
                 // SAFETY: the runs cover the block.
                 unsafe { x.written() };
-            }).0
+            })
         })
     }
 
@@ -67,11 +67,11 @@ impl GateBackend for Flex {
             let gates = rows.gates::<E>(gate);
             let (_, grad) = Rows::of(grad);
             let x = x.elements::<E>();
-            let (dx, sums) = rewrite::<E, _>(grad, RowSums::default, |sums, at, grad| {
+            let (dx, sums) = rewrite_with::<E, _>(grad, RowSums::default, |sums, at, grad| {
                 E::with_read(&x[at..at + grad.len()], |x| {
                     for (row, run) in rows.planes().runs(at, grad.len()) {
                         let mut grad = grad.part(run.clone());
-                        sums.add(row, product_sum(&x[run], grad.old()));
+                        sums.add(row, product_sum(&x[run], grad.read()));
                         scale(&mut grad, gates[row]);
                     }
                 });

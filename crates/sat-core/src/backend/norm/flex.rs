@@ -2,12 +2,12 @@
 //!
 //! Every operation is one pass over memory, in blocks of [`BLOCK`] elements. Where channels are long runs,
 //! normalising and activating are one loop, so that the arithmetic runs while memory is waited for. Where
-//! they are not, and with a residual, the preactivation of a block is computed first; it stays in the
-//! first-level cache, and so does what follows a gradient.
+//! they are not, with a residual and for the sums of learned parameters, the preactivation of a block is
+//! computed first; it stays in the first-level cache, and so does what follows a gradient.
 
 use super::{
     super::{
-        block::{Block, Dense, each, rewrite},
+        block::{Block, Dense, each, rewrite, rewrite_with},
         flex::{
             BLOCK, CHUNK, SERIAL, Stored, Work, by_dtype, for_each_instruction_set, moved, numbers,
         },
@@ -45,7 +45,7 @@ impl NormBackend for Flex {
         by_dtype!(x.dtype(), E => {
             let (planes, [x], residual) = aligned([x], residual.into_option());
             let z = Preactivation::<E>::new(planes, None, &affine, &residual, activation);
-            rewrite::<E, _>(x, || (), |(), at, x| z.values(at, x)).0
+            rewrite::<E>(x, |at, x| z.values(at, x))
         })
     }
 
@@ -70,7 +70,7 @@ impl NormBackend for Flex {
             let z = Preactivation::<E>::new(planes, Some(&x), &affine, &residual, activation);
             let correction = correction.into_option();
             let correction = correction.map(|rows| [0, 1].map(|row| vector::<E>(&rows, row)));
-            rewrite::<E, _>(grad, || (), |(), at, dx| {
+            rewrite::<E>(grad, |at, dx| {
                 z.gradient(at, dx);
                 match &correction {
                     None => scale(planes, at, dx, &z.scale),
@@ -79,7 +79,7 @@ impl NormBackend for Flex {
                         input_gradient(planes, at, x, dx.numbers(), vectors.map(Vec::as_slice));
                     }),
                 }
-            }).0
+            })
         })
     }
 
@@ -97,7 +97,7 @@ impl NormBackend for Flex {
             let n = layout.num_elements();
             let mut dx = Vec::<E>::with_capacity(n);
             let out = SecondOutput::new(&mut dx.spare_capacity_mut()[..n]);
-            let (dz, _) = rewrite::<E, _>(grad, || (), |(), at, dz| {
+            let dz = rewrite::<E>(grad, |at, dz| {
                 z.gradient(at, dz);
                 out.write(at, dz.numbers(), |dx| scale(planes, at, dx, &z.scale));
             });
@@ -123,7 +123,7 @@ impl NormBackend for Flex {
                 let mut dz = [MaybeUninit::uninit(); BLOCK];
                 for (at, grad) in blocks(range.start, &grad[range]) {
                     E::with_read(grad, |grad| {
-                        let mut dz = Block::Beside(grad, &mut dz[..grad.len()]);
+                        let mut dz = Block::beside(grad, &mut dz[..grad.len()]);
                         z.gradient_and_sums(at, &mut dz, sums);
                     });
                 }
@@ -144,7 +144,7 @@ impl NormBackend for Flex {
             let z = Preactivation::<E>::new(planes, Some(&x), &affine, &residual, activation);
             let learned = z.activation.learned;
             let start = || Sums::new(planes, learned);
-            let (dz, sums) = rewrite::<E, _>(grad, start, |sums, at, dz| {
+            let (dz, sums) = rewrite_with::<E, _>(grad, start, |sums, at, dz| {
                 z.gradient_and_sums(at, dz, sums);
             });
             (dz, Sums::total(planes, learned, sums).into_tensor::<E>())
@@ -293,7 +293,7 @@ struct Preactivation<'a, E: Stored> {
 }
 
 impl<'a, E: Stored> Preactivation<'a, E> {
-    /// Without an x, only [`compute`](Self::compute) may be called.
+    /// Without an x, only [`values`](Self::values) may be called.
     fn new(
         planes: Planes,
         x: Option<&'a Dense>,
@@ -327,26 +327,25 @@ impl<'a, E: Stored> Preactivation<'a, E> {
         Affine { planes: self.planes, at, mean, scale, shift }
     }
 
-    /// Whether z is a multiple of x and a number along runs that are long enough for vectors.
+    /// Whether z is (x - m) s + b with the same numbers along runs of at least [`LONG_RUN`].
     fn is_affine_in_runs(&self) -> bool {
         self.residual.is_none() && self.planes.inner >= LONG_RUN
     }
 
     /// A block of x becomes f(z).
     fn values(&self, at: usize, x: &mut Block<'_, E::Work>) {
-        let mut z = buffer::<E>();
-        let z = &mut z[..x.len()];
         match &self.activation.value {
             Some(curve) if self.is_affine_in_runs() => {
                 (curve.values_of_affine)(self.affine_at(at), x, curve.parameters);
             }
-            Some(curve) => {
-                self.compute(at, x.old(), z);
-                (curve.values)(z, x, curve.parameters);
-            }
-            None => {
-                self.compute(at, x.old(), z);
-                each!(x, _, z in z => z);
+            value => {
+                let mut z = buffer::<E>();
+                let z = &mut z[..x.len()];
+                self.compute(at, x.read(), z);
+                match value {
+                    Some(curve) => (curve.values)(z, x, curve.parameters),
+                    None => each!(x, _, z in z => z),
+                }
             }
         }
     }
@@ -381,15 +380,15 @@ impl<'a, E: Stored> Preactivation<'a, E> {
             _ => self.gradient(at, grad),
         }
         let sums = [&mut sums.first[..], &mut sums.second[..]];
-        let dz = grad.numbers();
+        let dz = grad.read();
         E::with_read(self.x_at(at, dz.len()), |x| {
             gradient_sums(self.planes, at, x, dz, &self.mean, sums);
         });
     }
 }
 
-/// Runs of one channel that are worth a loop of their own for normalising and activating: the ends of a run
-/// are computed one by one.
+/// The shortest run of one channel that is worth a loop of its own for normalising and activating: the end of
+/// a run is computed one by one.
 const LONG_RUN: usize = 256;
 
 /// The loops of an activation, looked up once.
@@ -427,7 +426,7 @@ impl<W: Work> CurveLoops<W> {
                 CurveLoops {
                     values: values::<W, F>,
                     values_of_affine: values_of_affine::<W, F>,
-                    gradient: gradient::<W, F>,
+                    gradient: W::scale_by_slope::<F>,
                     gradient_of_affine: gradient_of_affine::<W, F>,
                     gradient_and_parameter_sums: gradient_and_parameter_sums::<W, F>,
                     parameters: self.0.unwrap_or(fixed),
@@ -452,7 +451,7 @@ impl<W: Work> ActivationLoops<W> {
     }
 }
 
-// --- Passes over tensors ---
+// --- Blocks ---
 
 fn buffer<E: Stored>() -> [E::Work; BLOCK] {
     [<E as Stored>::Work::ZERO; BLOCK]
@@ -713,16 +712,6 @@ mod loops {
         unsafe { x.written() };
     }
 
-    /// grad = grad f'(z)
-    #[inline(always)]
-    pub(super) fn gradient<W: Number, F: Formula, const FMA: bool>(
-        z: &[W],
-        grad: &mut Block<'_, W>,
-        parameters: [f64; 2],
-    ) {
-        each!(grad, grad, z in z => grad * W::slope::<F, FMA>(z, parameters));
-    }
-
     /// grad = grad f'(z) with z = (x - m) s + b, for channels in runs
     #[inline(always)]
     pub(super) fn gradient_of_affine<W: Number, F: Formula, const FMA: bool>(
@@ -731,7 +720,7 @@ mod loops {
         grad: &mut Block<'_, W>,
         parameters: [f64; 2],
     ) {
-        for (c, run) in planes.runs(at, x.len()) {
+        for (c, run) in planes.runs(at, grad.len()) {
             let (m, s, b) = (mean[c], scale[c], shift[c]);
             let (x, mut grad) = (&x[run.clone()], grad.part(run));
             each!(&mut grad, grad, x in x => {
@@ -908,7 +897,6 @@ for_each_instruction_set! {
     values_of_affine<W: Number, F: Formula>(
         affine: Affine<'_, W>, x: &mut Block<'_, W>, parameters: [f64; 2]
     );
-    gradient<W: Number, F: Formula>(z: &[W], grad: &mut Block<'_, W>, parameters: [f64; 2]);
     gradient_of_affine<W: Number, F: Formula>(
         affine: Affine<'_, W>, x: &[W], grad: &mut Block<'_, W>, parameters: [f64; 2]
     );

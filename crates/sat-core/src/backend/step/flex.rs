@@ -41,10 +41,9 @@ fn sign_step<E: Stored<Work = E> + Number + PartialOrd>(
     let [x, size, lower, upper] = inputs.each_ref().map(numbers::<E>);
     let values = x.len() / size.len().max(1);
     let [one, minus_one] = [1.0f32, -1.0].map(|sign| sign.elem::<E>());
-    let step = |at: usize, gradient: &mut [E]| {
-        let mut at = at;
+    let step = |mut at: usize, gradient: &mut Block<'_, E>| {
         // A block may hold values of several samples.
-        let mut rest = gradient;
+        let mut rest = gradient.numbers();
         while !rest.is_empty() {
             let sample = at / values;
             let run;
@@ -71,8 +70,7 @@ fn sign_step<E: Stored<Work = E> + Number + PartialOrd>(
     let tensor =
         if gradient.layout().is_contiguous() { gradient } else { gradient.to_contiguous() };
     let start = tensor.layout().start_offset();
-    let step = |(): &mut (), at, block: &mut Block<'_, E>| step(at, block.numbers());
-    rewrite::<E, _>(Dense { tensor, start }, || (), step).0
+    rewrite::<E>(Dense { tensor, start }, step)
 }
 
 /// The numbers of a contiguous tensor.
