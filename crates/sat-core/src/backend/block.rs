@@ -96,7 +96,7 @@ impl<'a, W: Copy> Block<'a, W> {
 
 /// Computes every number of a block from the old one (and another of a slice of the same length), in a
 /// loop that compilers vectorise. A macro, because a closure that is not inlined would lose the
-/// instruction set of the function around it.
+/// instruction set of the function around it. The expressions must not leave the loop.
 macro_rules! each {
     ($block:expr, $old:ident => $new:expr) => {{
         let block: &mut Block<'_, _> = $block;
@@ -109,6 +109,7 @@ macro_rules! each {
                 *block = Block::Over(numbers);
             }
             Block::Beside(old, new) => {
+                assert_eq!(old.len(), new.len());
                 for (old, new) in old.iter().zip(&mut *new) {
                     let $old = *old;
                     new.write($new);
@@ -130,6 +131,7 @@ macro_rules! each {
                 *block = Block::Over(numbers);
             }
             Block::Beside(old, new) => {
+                assert_eq!(old.len(), new.len());
                 for ((old, other), new) in old.iter().zip(others).zip(&mut *new) {
                     let ($old, $other) = (*old, *other);
                     new.write($new);

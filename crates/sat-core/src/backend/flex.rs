@@ -29,7 +29,7 @@ pub(super) const CHUNK: usize = 32 * 1024;
 /// Tensors up to this size run on the calling thread: waking another costs a few microseconds, in which one
 /// thread computes 10,000 to 60,000 elements.
 pub(super) const SERIAL: usize = 2 * CHUNK;
-/// Elements that stay in the first-level cache between copying, computing and writing.
+/// Elements that stay in the first-level cache from one loop over them to the next.
 pub(super) const BLOCK: usize = 1024;
 
 impl ActivationBackend for Flex {
@@ -145,7 +145,7 @@ impl Visitor for BackwardParameters {
 
 // --- Tensors as flat buffers ---
 
-/// A tensor whose elements fill one range of its buffer.
+/// The tensor as a dense one, copied where it has gaps.
 ///
 /// A permuted tensor that covers its whole buffer stays as it is: elementwise work does not care
 /// about the order of the axes.
@@ -272,7 +272,7 @@ pub(super) trait Stored: Element + bytemuck::Pod + Send + Sync {
     /// Hands a block to `f` in the numbers of arithmetic, and writes what `f` leaves there: all of it has
     /// been written then. `f` must leave the block where it is.
     fn with_block(block: Block<'_, Self>, f: impl FnOnce(&mut Block<'_, Self::Work>));
-    /// The same with numbers of arithmetic as the old ones of a fresh block.
+    /// The same for a fresh block, whose old numbers are given as those of arithmetic.
     fn with_fresh(
         old: &[Self::Work],
         new: &mut [MaybeUninit<Self>],

@@ -1,9 +1,10 @@
 //! Fused loops for Flex, Burn's CPU backend.
 //!
 //! Every operation is one pass over memory, in blocks of [`BLOCK`] elements. Where channels are long runs,
-//! normalising and activating are one loop, so that the arithmetic runs while memory is waited for. Where
-//! they are not, with a residual and for the sums of learned parameters, the preactivation of a block is
-//! computed first; it stays in the first-level cache, and so does what follows a gradient.
+//! normalising and activating are one loop, so that the arithmetic runs while memory is waited for.
+//! Elsewhere, with a residual and for the sums of learned parameters, the preactivation of a block is
+//! computed first, into a buffer in the first-level cache; what sums or scales a gradient is a loop after
+//! it.
 
 use super::{
     super::{
@@ -402,8 +403,8 @@ struct ActivationLoops<W> {
 /// The numbers of z = (x - m) s + b, x, grad, which becomes grad f'(z), and the parameters.
 type GradientOfAffine<W> = fn(Affine<'_, W>, &[W], &mut Block<'_, W>, [f64; 2]);
 
-/// z, grad, which becomes grad f'(z), and the parameters; the sums of grad df/da and grad df/db. The curve
-/// has its own derivative.
+/// z, grad, which becomes grad f'(z), and the parameters; the sums of grad df/da and grad df/db. For learned
+/// curves alone, whose gradient is that of the value's own curve.
 type GradientAndSums<W> = fn(&[W], &mut [W], [f64; 2]) -> [f64; 2];
 
 /// The loops of a curve and its parameters.
