@@ -28,7 +28,8 @@ use sat::{
     core::{ActivationConfig, device::DeviceName},
     models::{Cost, Model, ModelName},
     train::{
-        AdversarialStep, AttackStart, Recipe, TrainingAttack, optimizer, smoothed_cross_entropy,
+        AdversarialStep, AttackStart, Precision, Recipe, TrainingAttack, optimizer,
+        smoothed_cross_entropy,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -53,6 +54,9 @@ struct Arguments {
     /// Where to compute.
     #[arg(long, default_value = "flex")]
     device: DeviceName,
+    /// What networks compute in: `full`, or `bf16-mixed`.
+    #[arg(long, default_value = "full", value_parser = precision)]
+    precision: Precision,
     /// Networks to run.
     #[arg(long, value_delimiter = ',',
         default_values_t = [ModelName::ResNet20, ModelName::ResNet18Cifar, ModelName::ResNet50, ModelName::EfficientNetB0])]
@@ -216,6 +220,7 @@ impl Peer {
 #[derive(Serialize)]
 struct Report {
     device: String,
+    precision: Precision,
     threads: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     peer: Option<String>,
@@ -260,6 +265,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let peer = arguments.peer.as_deref().map(read_json::<Peer>).transpose()?;
     let mut report = Report {
         device: arguments.device.to_string(),
+        precision: arguments.precision,
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         peer: peer.as_ref().map(|peer| peer.software.clone()),
         peak_gflop_per_s: peak() / 1e9,
@@ -267,8 +273,12 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
         rows: Vec::new(),
     };
     println!(
-        "{}, {} threads; peak {:.0} GFLOP/s, a large copy moves {:.1} GB/s",
-        report.device, report.threads, report.peak_gflop_per_s, report.copy_gb_per_s
+        "{}, {} precision, {} threads; peak {:.0} GFLOP/s, a large copy moves {:.1} GB/s",
+        report.device,
+        report.precision,
+        report.threads,
+        report.peak_gflop_per_s,
+        report.copy_gb_per_s
     );
     if let Some(software) = &report.peer {
         println!("beside {software}");
@@ -468,6 +478,7 @@ fn in_a_process_of_its_own(
         .arg("--child")
         .args(["--networks", &network.to_string(), "--activations", &activation.to_string()])
         .args(["--device", &arguments.device.to_string()])
+        .args(["--precision", &arguments.precision.to_string()])
         .args(["--repeats", &arguments.repeats.to_string()])
         .args(option);
     if let Some(batch) = arguments.batch {
@@ -510,6 +521,7 @@ fn print_row(row: &Row, floor: &Floor) {
 struct Bench {
     names: [String; 2],
     device: Device,
+    precision: Precision,
     model: Model,
     cost: Cost,
     images: Tensor<4>,
@@ -524,6 +536,10 @@ impl Bench {
         activation: &ActivationConfig,
     ) -> Result<Self, Failure> {
         let device = arguments.device.open()?;
+        if !arguments.precision.is_supported(&device) {
+            let (device, precision) = (arguments.device, arguments.precision);
+            return Err(format!("{device} does not compute in {precision}").into());
+        }
         let config = network.config().with_activation(activation.clone());
         let [height, width] = network.image_size();
         let batch = arguments.batch.unwrap_or(if height > 32 { 16 } else { 128 });
@@ -537,6 +553,7 @@ impl Bench {
             images: Tensor::from_data(data, &device),
             labels: (0..batch).map(|i| i % 10).collect(),
             device,
+            precision: arguments.precision,
             repeats: arguments.repeats,
         })
     }
@@ -585,7 +602,8 @@ impl Bench {
     /// One step, one evaluation or so many passes. Waits for the device.
     fn work(&self, work: Work, steps: usize) -> Box<dyn FnMut() -> Result<(), Failure> + '_> {
         if work == Work::Evaluate {
-            let victim = Victim::new(&self.model);
+            let model = self.frozen();
+            let victim = Victim::from_fn(move |images| self.logits(&model, images));
             return Box::new(move || {
                 let goal = Goal::untargeted(self.labels.clone());
                 let attack = Pgd::default().steps(steps);
@@ -594,7 +612,7 @@ impl Bench {
             });
         }
         if work == Work::Passes {
-            let model = self.model.valid();
+            let model = self.frozen();
             return Box::new(move || {
                 for _ in 0..steps {
                     let (leaf, loss) = self.attacked(&model);
@@ -605,7 +623,8 @@ impl Bench {
         }
         let start = AttackStart::Uniform { probability: 1.0 };
         let attack = TrainingAttack { eps: EPS, steps, start, ..TrainingAttack::default() };
-        let recipe = Recipe { attack: (steps > 0).then_some(attack), ..recipe() };
+        let attack = (steps > 0).then_some(attack);
+        let recipe = Recipe { attack, precision: self.precision, ..recipe() };
         let step = AdversarialStep::new(&recipe);
         let mut sgd = optimizer(&recipe, &self.model);
         let mut model = Some(self.model.clone());
@@ -620,10 +639,19 @@ impl Bench {
         })
     }
 
+    /// The network as attacks see it.
+    fn frozen(&self) -> Model {
+        self.precision.of(&self.model.valid()).into_owned()
+    }
+
+    fn logits(&self, model: &Model, images: Tensor<4>) -> Tensor<2> {
+        model.forward(images).cast(self.images.dtype())
+    }
+
     /// The images as an attack sees them, and their loss.
     fn attacked(&self, model: &Model) -> (Tensor<4>, Tensor<1>) {
         let leaf = self.images.clone().autodiff().require_grad();
-        let loss = smoothed_cross_entropy(model.forward(leaf.clone()), &self.labels, 0.0);
+        let loss = smoothed_cross_entropy(self.logits(model, leaf.clone()), &self.labels, 0.0);
         (leaf, loss)
     }
 
@@ -633,7 +661,7 @@ impl Bench {
         let recipe = recipe();
         let mut sgd = optimizer(&recipe, &self.model);
         let mut model = self.model.clone();
-        let valid = model.valid();
+        let valid = self.frozen();
         for _ in 0..=self.repeats {
             let mut times = Vec::new();
             let mut start = Instant::now();
@@ -649,7 +677,7 @@ impl Bench {
             let gradient = leaf.grad_remove(&mut gradients);
             drop((gradients, gradient));
             lap()?;
-            let logits = model.forward(self.images.clone().autodiff());
+            let logits = self.logits(&self.precision.of(&model), self.images.clone().autodiff());
             let loss = smoothed_cross_entropy(logits, &self.labels, recipe.label_smoothing);
             lap()?;
             let gradients = GradientsParams::from_grads(loss.backward(), &model);
@@ -676,7 +704,7 @@ impl Bench {
         })
     }
 
-    /// Floating-point operations and bytes of f32. Half of the kept elements are outputs of convolutions,
+    /// Floating-point operations and bytes; weights are f32, other tensors of the precision. Half of the kept elements are outputs of convolutions,
     /// half of normalisations. Forward: the convolution reads one and writes the other, the normalisation
     /// the other way round; with the batch's statistics it reads its input once more. The gradient of
     /// the input: the convolution reads and writes once, the normalisation reads two and writes one. In
@@ -685,7 +713,12 @@ impl Bench {
     fn floor(&self, work: Work, steps: usize) -> (f64, f64) {
         let batch = self.labels.len() as f64;
         let forward = 2.0 * batch * self.cost.macs as f64;
-        let (kept, weights) = (batch * self.cost.activations as f64, self.cost.parameters as f64);
+        let size = match self.precision {
+            Precision::Full => 4.0,
+            Precision::Bf16Mixed => 2.0,
+        };
+        let kept = size * batch * self.cost.activations as f64;
+        let weights = 4.0 * self.cost.parameters as f64;
         let attack_step = (2.0 * forward, (2.0 + 2.5) * kept + 2.0 * weights);
         let steps = steps as f64;
         let rest = match work {
@@ -693,8 +726,12 @@ impl Bench {
             Work::Evaluate => (forward, 2.0 * kept + weights),
             Work::Passes => (0.0, 0.0),
         };
-        (steps * attack_step.0 + rest.0, 4.0 * (steps * attack_step.1 + rest.1))
+        (steps * attack_step.0 + rest.0, steps * attack_step.1 + rest.1)
     }
+}
+
+fn precision(name: &str) -> Result<Precision, serde_json::Error> {
+    serde_json::from_value(name.into())
 }
 
 /// The paper's, without an attack.

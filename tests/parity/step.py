@@ -6,9 +6,10 @@ A small residual network with torchvision's key names and SiLU takes three steps
 images in evaluation mode, then label-smoothed cross-entropy in training mode, the gradient's norm
 clipped, and SGD with Nesterov momentum, whose weight decay spares parameters of one axis. Written for
 each step: images, labels, adversarial images, loss, clipped gradients, and all weights and statistics
-after it.
+after it; and under `bf16` loss and clipped gradients of the same weights and adversarial images by autocast.
 """
 
+import copy
 import sys
 
 import torch
@@ -65,6 +66,20 @@ def attack(model, images, labels):
     return adversarial
 
 
+def autocast(model, adversarial, labels):
+    """Loss and gradients in mixed precision, without an update."""
+    model = copy.deepcopy(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(adversarial)
+    assert logits.dtype == torch.bfloat16
+    loss = F.cross_entropy(logits.float(), labels, label_smoothing=SMOOTHING)
+    model.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+    gradients = {f"gradient.{name}": p.grad.clone() for name, p in model.named_parameters()}
+    return {"loss": loss.detach().reshape(1), **gradients}
+
+
 def main(path):
     torch.manual_seed(0)
     model = Net()
@@ -84,6 +99,8 @@ def main(path):
         images = torch.rand(8, 3, 8, 8)
         labels = torch.randint(0, 5, (8,))
         adversarial = attack(model, images, labels)
+        for name, value in autocast(model, adversarial, labels).items():
+            out[f"{step}.bf16.{name}"] = value
         loss = F.cross_entropy(model(adversarial), labels, label_smoothing=SMOOTHING)
         sgd.zero_grad()
         loss.backward()

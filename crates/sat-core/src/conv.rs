@@ -120,8 +120,8 @@ impl Conv2d {
     ///
     /// # Shapes
     ///
-    /// - `x`: `[batch, channels_in, height, width]`
-    /// - output: `[batch, channels_out, height_out, width_out]`
+    /// - `x`: `[batch, channels_in, height, width]`, taken to the type of the weight if it has another
+    /// - output: `[batch, channels_out, height_out, width_out]`, of the type of the weight
     ///
     /// # Panics
     ///
@@ -132,7 +132,8 @@ impl Conv2d {
         let options =
             ConvOptions::new_with_padding(self.stride, padding, self.dilation, self.groups);
         // What a `Quantizer` left behind, as Burn's convolution takes it.
-        let (x, weight) = (x.dequantize(), self.weight.val().dequantize());
+        let weight = self.weight.val().dequantize();
+        let x = x.dequantize().cast(weight.dtype());
         let bias = self.bias.as_ref().map(|bias| bias.val().dequantize());
         if !is_extended(&x.device()) {
             return module::conv2d(x, weight, bias, options);

@@ -118,12 +118,15 @@ impl<M: Module + ModuleDisplay + Classifier> Adversarial<M> {
     /// # Errors
     ///
     /// A field of the recipe out of its range; `select` must be the last epoch, as Burn's checkpointers
-    /// choose others.
+    /// choose others, and `precision` one of the device's.
     pub fn new(model: M, recipe: &Recipe) -> Result<Self, RecipeError> {
         recipe.validate()?;
         let expected = "0, which is `last`: here Burn's checkpointers choose epochs";
         let is_last = recipe.select == Select::Last;
         RecipeError::unless(is_last, "select", f64::from(u8::from(!is_last)), expected)?;
+        let supported = model.devices().iter().all(|device| recipe.precision.is_supported(device));
+        let expected = "0, which is `full`: the model's device does not compute in `bf16-mixed`";
+        RecipeError::unless(supported, "precision", f64::from(u8::from(!supported)), expected)?;
         let averaged = recipe.average.map(|_| model.valid());
         let no_attack = TrainingAttack { eps: 0.0, ..TrainingAttack::default() };
         let settings = Settings {

@@ -43,6 +43,7 @@ mod average;
 mod checkpoint;
 mod normalized;
 mod objective;
+mod precision;
 mod recipe;
 mod schedule;
 mod source;
@@ -56,6 +57,7 @@ pub use average::WeightAverage;
 pub use checkpoint::{CheckpointError, Checkpoints};
 pub use normalized::{NormalizationError, Normalized};
 pub use objective::{Objective, Perturbation, mart_loss, smoothed_cross_entropy, trades_loss};
+pub use precision::Precision;
 pub use recipe::{
     AttackStart, Decayed, MomentumForm, Recipe, RecipeError, RecipeFileError, Select,
     TrainingAttack,

@@ -1,6 +1,7 @@
 use crate::{
     data::Augment,
     objective::{Objective, Perturbation},
+    precision::Precision,
     schedule::Schedule,
     units::{number_or_fraction, some_number_or_fraction},
 };
@@ -72,6 +73,8 @@ pub struct Recipe {
     /// result: after update t, counted from 1, average = d' average + (1 - d') weights with
     /// d' = min(d, (1 + t)/(10 + t)), as in TensorFlow. Without it there is none.
     pub average: Option<f64>,
+    /// What the network computes in while it trains.
+    pub precision: Precision,
     /// The learning rate over time.
     pub schedule: Schedule,
     /// The attack that makes the training images; none trains on clean images.
@@ -199,6 +202,7 @@ impl Default for Recipe {
             clip_norm: None,
             label_smoothing: 0.1,
             average: None,
+            precision: Precision::default(),
             schedule: Schedule::default(),
             attack: Some(TrainingAttack::default()),
             objective: Objective::default(),

@@ -3,6 +3,7 @@ use crate::{
     objective::{
         Objective, Perturbation, divergences, mart_loss, smoothed_cross_entropy, trades_loss,
     },
+    precision::{Precision, logits},
     recipe::{AttackStart, Decayed, MomentumForm, Recipe, TrainingAttack},
     targets::Targets,
 };
@@ -37,6 +38,7 @@ pub struct AdversarialStep {
     perturbation: Option<Perturbation>,
     parts: usize,
     clip_norm: Option<f64>,
+    precision: Precision,
 }
 
 /// What a step reports. The tensors are off the graph and still on the device.
@@ -62,6 +64,7 @@ impl AdversarialStep {
             perturbation: recipe.weight_perturbation,
             parts: recipe.parts,
             clip_norm: recipe.clip_norm,
+            precision: recipe.precision,
         }
     }
 
@@ -101,8 +104,9 @@ impl AdversarialStep {
     /// # Panics
     ///
     /// If there is not one label an image, a label is not below the number of classes, the number of
-    /// images is no multiple of the recipe's `parts`, or the attack's gradient curve is not for one
-    /// of the model's activations.
+    /// images is no multiple of the recipe's `parts`, the attack's gradient curve is not for one
+    /// of the model's activations, or the device does not compute in the recipe's
+    /// [precision](Precision::is_supported).
     pub fn gradients<M: Module + Classifier>(
         &self,
         model: &M,
@@ -113,6 +117,8 @@ impl AdversarialStep {
         let [count, ..] = images.dims();
         assert_eq!(count, labels.len(), "one label an image");
         assert!(count.is_multiple_of(self.parts), "{count} images in {} parts", self.parts);
+        let supported = self.precision.is_supported(&images.device());
+        assert!(supported, "{:?} does not compute in {}", images.device(), self.precision);
         let (images, targets) = self.mix(images, labels, first)?;
         let size = count / self.parts;
         let mut sum = GradientsAccumulator::new();
@@ -187,13 +193,12 @@ impl AdversarialStep {
         let Some(attack) = &self.attack else {
             return Ok(images);
         };
-        let victim = match attack.gradient {
-            None => Victim::new(model),
-            Some(gradient) => {
-                let model = replace_gradients(model.valid(), gradient);
-                Victim::from_fn(move |images| model.logits(images))
-            }
-        };
+        let mut frozen = model.valid();
+        if let Some(gradient) = attack.gradient {
+            frozen = replace_gradients(frozen, gradient);
+        }
+        let frozen = self.precision.of(&frozen).into_owned();
+        let victim = Victim::from_fn(move |images| logits(&frozen, images));
         let loss = match self.objective {
             Objective::Adversarial | Objective::Mart { .. } => targets.attacked_loss(),
             Objective::Trades { .. } => {
@@ -249,7 +254,8 @@ impl AdversarialStep {
         targets: &Targets<'_>,
         strategy: Option<GradientCheckpointingStrategy>,
     ) -> (Tensor<1>, Tensor<2>) {
-        let logits = |images: &Tensor<4>| model.logits(tracked(images.clone(), strategy));
+        let model = self.precision.of(model);
+        let logits = |images: &Tensor<4>| logits(&*model, tracked(images.clone(), strategy));
         let smoothing = self.label_smoothing;
         match self.objective {
             Objective::Adversarial => {

@@ -14,7 +14,11 @@ use burn::{
 use list::devices;
 use sat_attack::Classifier;
 use sat_models::{EfficientNetConfig, Model, NetworkConfig, ResNetConfig, StageConfig, StemConfig};
-use sat_train::{AdversarialStep, Normalized, Recipe, TrainingAttack, optimizer};
+use sat_train::{
+    AdversarialStep, Normalized, Precision, Recipe, TrainError, TrainingAttack, data::ImageSet,
+    optimizer, train as train_whole,
+};
+use std::ops::ControlFlow;
 
 /// Channels, learning rate and network: grey and coloured images, both families, strides, a projection,
 /// squeeze-and-excitation, learned parameters. The gradients of an EfficientNet this small are in the
@@ -92,6 +96,37 @@ fn a_step_does_the_same_on_every_device() {
                 let near = |(got, want): (&f32, &f32)| (got - want).abs() <= 1e-2 * scale;
                 let close = got.iter().zip(want).all(near);
                 assert!(close, "{name}, {network:?}: {got:?}, not {want:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn mixed_precision_trains_or_is_refused() {
+    let names = ["a", "b", "c", "d", "e"].map(String::from).to_vec();
+    let pixels = (0..10 * SIZE * SIZE).map(|i| (i * 7919 % 251) as u8).collect();
+    let labels = (0..10).map(|i| i % 5).collect();
+    let data = ImageSet::new(pixels, [1, SIZE, SIZE], labels, names).unwrap();
+    let [(channels, _, network), ..] = networks();
+    let train_on = |device: &Device, precision| {
+        let recipe = Recipe { epochs: 1, batch_size: 10, precision, ..Recipe::default() };
+        let model: Model = network.init(0, &device.clone().autodiff());
+        let model = Normalized::to_plus_minus_one(model, channels);
+        let go_on = |_: &sat_train::Progress| ControlFlow::Continue(());
+        train_whole(model, &recipe, &data, device, None, go_on)
+    };
+    for (name, device) in devices() {
+        let full = train_on(&device, Precision::Full).unwrap().progress.loss;
+        match train_on(&device, Precision::Bf16Mixed) {
+            Ok(trained) => {
+                let loss = trained.progress.loss;
+                assert!(Precision::Bf16Mixed.is_supported(&device), "{name}");
+                assert!((loss - full).abs() < 0.01 * full, "{name}: {loss}, not {full}");
+            }
+            Err(error) => {
+                assert!(!Precision::Bf16Mixed.is_supported(&device), "{name}: {error}");
+                assert!(matches!(error, TrainError::Precision { .. }), "{name}: {error}");
+                assert!(error.to_string().contains("bf16-mixed"), "{error}");
             }
         }
     }
