@@ -77,7 +77,7 @@ run() {
 }
 
 # PyTorch first, so that our tables set its times beside ours: eager in TF32 is what Burn's f32 is
-# compared with. Burn has no autocast: bf16 stands alone.
+# compared with, and its autocast to bf16 what our mixed precision is.
 steps() {
     local dir=$1 name=$2 out=$3
     libdevice
@@ -91,10 +91,15 @@ steps() {
         python3 benches/peers/training_step.py "${of_peer[@]}" --precision "$precision" --compile \
             --networks resnet18_cifar,resnet50 --json "$out/training-$name-pytorch-compiled-$precision.json"
     done
+    local ours peers
     for fusion in off on; do
-        "$work/training_step-$fusion" --device cuda --batch 128 --activations relu,silu --repeats 3 \
-            --peer "$out/training-$name-pytorch-tf32.json" --json "$out/training-$name-fusion-$fusion.json" |
-            tee "$out/training-$name-fusion-$fusion.md"
+        for precision in "full tf32" "bf16-mixed bf16"; do
+            read -r ours peers <<<"$precision"
+            "$work/training_step-$fusion" --device cuda --precision "$ours" --batch 128 --activations relu,silu \
+                --repeats 3 --peer "$out/training-$name-pytorch-$peers.json" \
+                --json "$out/training-$name-fusion-$fusion-$ours.json" |
+                tee "$out/training-$name-fusion-$fusion-$ours.md"
+        done
     done
 }
 

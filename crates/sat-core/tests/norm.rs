@@ -240,8 +240,19 @@ impl Case {
 
     /// Output and gradients as our layer computes them, in the order of [`gradients`](Self::gradients).
     fn run(&self, device: &Device, dtype: FloatDType, view: View) -> (Vec<f64>, Vec<Vec<f64>>) {
+        self.run_mixed(device, dtype, dtype, view)
+    }
+
+    /// With parameters and statistics of another type.
+    fn run_mixed(
+        &self,
+        device: &Device,
+        dtype: FloatDType,
+        of_layer: FloatDType,
+        view: View,
+    ) -> (Vec<f64>, Vec<Vec<f64>>) {
         let device = device.clone().autodiff();
-        let layer = self.layer(&device, dtype);
+        let layer = self.layer(&device, of_layer);
         let place = |values: &[f64]| view.place(values, self.shape, &device, dtype).require_grad();
         let x = place(&self.x);
         let residual = self.residual.as_deref().map(place);
@@ -250,14 +261,14 @@ impl Case {
             None => layer.forward(seen(&x)),
             Some(residual) => layer.forward_with_residual(seen(&x), seen(residual)),
         };
+        assert_eq!(FloatDType::from(y.dtype()), dtype);
         let weights = seen(&view.place(&self.weights, self.shape, &device, dtype));
         let grads = (y.clone() * weights).sum().backward();
+        let of_gamma = layer.gamma.val().grad(&grads).unwrap();
+        assert_eq!(FloatDType::from(of_gamma.dtype()), of_layer);
         let hidden = |t: &Tensor<4>| to_f64(view.see(t.grad(&grads).unwrap()));
-        let mut gradients = vec![
-            hidden(&x),
-            to_f64(layer.gamma.val().grad(&grads).unwrap()),
-            to_f64(layer.beta.val().grad(&grads).unwrap()),
-        ];
+        let mut gradients =
+            vec![hidden(&x), to_f64(of_gamma), to_f64(layer.beta.val().grad(&grads).unwrap())];
         gradients.extend(residual.iter().map(hidden));
         let learned = layer.activation.as_ref().and_then(Activation::parameters);
         gradients.extend(learned.map(|learned| to_f64(learned.val().grad(&grads).unwrap())));
@@ -646,11 +657,14 @@ fn half_precision_is_computed_in_f32() {
                     running.iter_mut().for_each(round);
                 }
                 let what = describe(&case, View::Contiguous, name);
-                let (y, got) = case.run(&device, dtype, View::Contiguous);
                 let (want_y, want) = case.run(&device, FloatDType::F32, View::Contiguous);
-                assert_close(&y, &want_y, tolerance / 4.0, &what);
-                for (got, want) in got.iter().zip(&want) {
-                    assert_close(got, want, tolerance, &what);
+                // As in mixed precision, and all of one type.
+                for of_layer in [FloatDType::F32, dtype] {
+                    let (y, got) = case.run_mixed(&device, dtype, of_layer, View::Contiguous);
+                    assert_close(&y, &want_y, tolerance / 4.0, &what);
+                    for (got, want) in got.iter().zip(&want) {
+                        assert_close(got, want, tolerance, &what);
+                    }
                 }
             }
         }
