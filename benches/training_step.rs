@@ -9,7 +9,7 @@
 //!
 //! Of a step's parts the attack's passes are those of one of its steps. The floors are the arithmetic and
 //! the bytes that no order of operations avoids, by the peak of multiply-adds and the speed of a copy
-//! measured here; `docs/results/speed-cpu.md` says how they are counted.
+//! measured here, where the host computes; `docs/results/speed-cpu.md` says how they are counted.
 
 use burn::{
     module::Module,
@@ -224,11 +224,35 @@ struct Report {
     threads: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     peer: Option<String>,
+    /// Of a host that computes itself.
+    #[serde(flatten)]
+    ceilings: Option<Ceilings>,
+    rows: Vec<Row>,
+}
+
+/// What the machine can do.
+#[derive(Clone, Copy, Serialize)]
+struct Ceilings {
     /// Of fused multiply-adds in registers, on all threads.
     peak_gflop_per_s: f64,
     /// A large copy, read and write counted.
     copy_gb_per_s: f64,
-    rows: Vec<Row>,
+}
+
+impl Ceilings {
+    /// Those of the host, if that is what computes.
+    fn of(device: DeviceName) -> Option<Self> {
+        matches!(device, DeviceName::Flex | DeviceName::NdArray | DeviceName::Cpu).then(|| Self {
+            peak_gflop_per_s: peak() / 1e9,
+            copy_gb_per_s: copy_bandwidth(64 << 20, Duration::from_millis(300)),
+        })
+    }
+
+    fn floor(self, row: &Row) -> Floor {
+        let arithmetic_ms = row.gflop / self.peak_gflop_per_s * 1e3;
+        let bytes_ms = row.gbytes / self.copy_gb_per_s * 1e3;
+        Floor { arithmetic_ms, bytes_ms, share: arithmetic_ms.max(bytes_ms) / row.ms }
+    }
 }
 
 type Failure = Box<dyn std::error::Error>;
@@ -268,23 +292,18 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
         precision: arguments.precision,
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         peer: peer.as_ref().map(|peer| peer.software.clone()),
-        peak_gflop_per_s: peak() / 1e9,
-        copy_gb_per_s: copy_bandwidth(64 << 20, Duration::from_millis(300)),
+        ceilings: Ceilings::of(arguments.device),
         rows: Vec::new(),
     };
-    println!(
-        "{}, {} precision, {} threads; peak {:.0} GFLOP/s, a large copy moves {:.1} GB/s",
-        report.device,
-        report.precision,
-        report.threads,
-        report.peak_gflop_per_s,
-        report.copy_gb_per_s
-    );
+    println!("{}, {} precision, {} threads", report.device, report.precision, report.threads);
+    if let Some(Ceilings { peak_gflop_per_s, copy_gb_per_s }) = report.ceilings {
+        println!("peak {peak_gflop_per_s:.0} GFLOP/s, a large copy moves {copy_gb_per_s:.1} GB/s");
+    }
     if let Some(software) = &report.peer {
         println!("beside {software}");
     }
     println!(
-        "\n| network | activation | work | batch | ms | images/s | peer ms | peer/ours | arithmetic floor ms | bytes floor ms | of floor | MiB in tensors | MiB resident | peer's MiB |"
+        "\n| network | activation | work | batch | ms | images/s | peer ms | peer/ours | arithmetic floor ms | bytes floor ms | % of floor | MiB in tensors | MiB resident | peer's MiB |"
     );
     println!("|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
     for &network in &arguments.networks {
@@ -292,12 +311,8 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
             for &work in &works {
                 let mut row = in_a_process_of_its_own(arguments, network, activation, work)?;
                 row.peer = peer.as_ref().and_then(|peer| peer.times(&row));
-                let arithmetic_ms = row.gflop / report.peak_gflop_per_s * 1e3;
-                let bytes_ms = row.gbytes / report.copy_gb_per_s * 1e3;
-                let share = arithmetic_ms.max(bytes_ms) / row.ms;
-                let floor = Floor { arithmetic_ms, bytes_ms, share };
-                print_row(&row, &floor);
-                row.floor = Some(floor);
+                row.floor = report.ceilings.map(|ceilings| ceilings.floor(&row));
+                print_row(&row);
                 report.rows.push(row);
             }
         }
@@ -353,6 +368,7 @@ struct BesidePasses {
 
 #[derive(Serialize)]
 struct TurnsReport {
+    precision: Precision,
     rows: Vec<Turns>,
     attacks: Vec<BesidePasses>,
 }
@@ -366,7 +382,8 @@ fn in_turns(
         "| network | work | batch | activation | ms | beside the first | lower quartile | upper |"
     );
     println!("|---|---|--:|---|--:|--:|--:|--:|");
-    let mut report = TurnsReport { rows: Vec::new(), attacks: Vec::new() };
+    let mut report =
+        TurnsReport { precision: arguments.precision, rows: Vec::new(), attacks: Vec::new() };
     for &network in &arguments.networks {
         let benches = arguments.activations.iter().map(|a| Bench::new(arguments, network, a));
         let benches = benches.collect::<Result<Vec<_>, _>>()?;
@@ -492,7 +509,10 @@ fn in_a_process_of_its_own(
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
-fn print_row(row: &Row, floor: &Floor) {
+fn print_row(row: &Row) {
+    let [arithmetic, bytes, share] = row.floor.as_ref().map_or_else(Default::default, |floor| {
+        [floor.arithmetic_ms, floor.bytes_ms, 100.0 * floor.share].map(|x| format!("{x:.0}"))
+    });
     let (peer_ms, ratio, peer_memory) = match &row.peer {
         None => Default::default(),
         Some(peer) => (
@@ -502,16 +522,13 @@ fn print_row(row: &Row, floor: &Floor) {
         ),
     };
     println!(
-        "| {} | {} | {} | {} | {:.0} | {:.1} | {peer_ms} | {ratio} | {:.0} | {:.0} | {:.0} % | {:.0} | {} | {peer_memory} |",
+        "| {} | {} | {} | {} | {:.0} | {:.1} | {peer_ms} | {ratio} | {arithmetic} | {bytes} | {share} | {:.0} | {} | {peer_memory} |",
         row.network,
         row.activation,
         row.work.name(row.steps),
         row.batch,
         row.ms,
         row.images_per_second(),
-        floor.arithmetic_ms,
-        floor.bytes_ms,
-        100.0 * floor.share,
         row.tensors_mib,
         row.resident_mib.map(|mib| format!("{mib:.0}")).unwrap_or_default(),
     );
@@ -641,7 +658,7 @@ impl Bench {
 
     /// The network as attacks see it.
     fn frozen(&self) -> Model {
-        self.precision.of(&self.model.valid()).into_owned()
+        self.precision.apply(self.model.valid())
     }
 
     fn logits(&self, model: &Model, images: Tensor<4>) -> Tensor<2> {
@@ -677,7 +694,8 @@ impl Bench {
             let gradient = leaf.grad_remove(&mut gradients);
             drop((gradients, gradient));
             lap()?;
-            let logits = self.logits(&self.precision.of(&model), self.images.clone().autodiff());
+            let logits =
+                self.logits(&self.precision.apply(model.clone()), self.images.clone().autodiff());
             let loss = smoothed_cross_entropy(logits, &self.labels, recipe.label_smoothing);
             lap()?;
             let gradients = GradientsParams::from_grads(loss.backward(), &model);
@@ -718,12 +736,13 @@ impl Bench {
             Precision::Bf16Mixed => 2.0,
         };
         let kept = size * batch * self.cost.activations as f64;
-        let weights = 4.0 * self.cost.parameters as f64;
-        let attack_step = (2.0 * forward, (2.0 + 2.5) * kept + 2.0 * weights);
+        let parameters = self.cost.parameters as f64;
+        let (read, updated) = (size * parameters, 4.0 * parameters);
+        let attack_step = (2.0 * forward, (2.0 + 2.5) * kept + 2.0 * read);
         let steps = steps as f64;
         let rest = match work {
-            Work::Train => (3.0 * forward, (2.5 + 4.5) * kept + (3.0 + 5.0) * weights),
-            Work::Evaluate => (forward, 2.0 * kept + weights),
+            Work::Train => (3.0 * forward, (2.5 + 4.5) * kept + 2.0 * read + (1.0 + 5.0) * updated),
+            Work::Evaluate => (forward, 2.0 * kept + read),
             Work::Passes => (0.0, 0.0),
         };
         (steps * attack_step.0 + rest.0, steps * attack_step.1 + rest.1)

@@ -538,8 +538,14 @@ impl Activation {
         x: Tensor<D>,
         shared: Option<&SharedParameters>,
     ) -> Tensor<D> {
-        if let Some(burns) = &self.burns {
-            return burns.forward(x);
+        match &self.burns {
+            // Its alpha may have another type than x, as learned parameters of ours may.
+            Some(BurnActivation::PRelu(layer)) => {
+                let alpha = layer.alpha.val().cast(x.dtype());
+                return burn::tensor::activation::prelu(x, alpha);
+            }
+            Some(burns) => return burns.forward(x),
+            None => {}
         }
         match self.kernel(shared) {
             Some((pair, None)) => activate(x, pair),

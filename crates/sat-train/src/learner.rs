@@ -49,6 +49,7 @@ pub use metric::{AdversarialMetric, Figure, Outcome, TrainingFigures, Validation
 
 use crate::{
     average::WeightAverage,
+    precision::Precision,
     recipe::{Recipe, RecipeError, Select, TrainingAttack},
     source::TrainingData,
     step::{AdversarialStep, clip, optimizer, scale},
@@ -60,7 +61,7 @@ use burn::{
         GradientsAccumulator, GradientsParams, ModuleOptimizer, MultiGradientsParams,
         lr_scheduler::module_lr_scheduler::ModuleLearningRate,
     },
-    tensor::Tensor,
+    tensor::{Device, Tensor},
     train::{
         InferenceStep, Interrupter, Learner, SupervisedTraining, TrainOutput, TrainStep,
         TrainingError, train::WorkerFailure,
@@ -112,21 +113,42 @@ impl fmt::Debug for Settings {
     }
 }
 
+/// A recipe that [`Adversarial`] cannot train by.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LearnerError {
+    /// A field is out of its range.
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
+    /// The recipe selects an epoch.
+    #[error("recipe: `select` must be `last`: here Burn's checkpointers choose epochs")]
+    Select,
+    /// A device of the model does not compute in the recipe's precision.
+    #[error("recipe: `precision` is {precision}, in which {device} does not compute; leave it out")]
+    Precision {
+        /// What the recipe asks for.
+        precision: Precision,
+        /// The device, as Burn names it.
+        device: String,
+    },
+}
+
 impl<M: Module + ModuleDisplay + Classifier> Adversarial<M> {
     /// A classifier on an autodiff device that sees images in [0, 1], and a recipe.
     ///
     /// # Errors
     ///
-    /// A field of the recipe out of its range; `select` must be the last epoch, as Burn's checkpointers
-    /// choose others, and `precision` one of the device's.
-    pub fn new(model: M, recipe: &Recipe) -> Result<Self, RecipeError> {
+    /// [`LearnerError`].
+    pub fn new(model: M, recipe: &Recipe) -> Result<Self, LearnerError> {
         recipe.validate()?;
-        let expected = "0, which is `last`: here Burn's checkpointers choose epochs";
-        let is_last = recipe.select == Select::Last;
-        RecipeError::unless(is_last, "select", f64::from(u8::from(!is_last)), expected)?;
-        let supported = model.devices().iter().all(|device| recipe.precision.is_supported(device));
-        let expected = "0, which is `full`: the model's device does not compute in `bf16-mixed`";
-        RecipeError::unless(supported, "precision", f64::from(u8::from(!supported)), expected)?;
+        if recipe.select != Select::Last {
+            return Err(LearnerError::Select);
+        }
+        let precision = recipe.precision;
+        let lacks = |device: &Device| !precision.is_supported(device);
+        if let Some(device) = model.devices().into_iter().find(lacks) {
+            return Err(LearnerError::Precision { precision, device: format!("{device:?}") });
+        }
         let averaged = recipe.average.map(|_| model.valid());
         let no_attack = TrainingAttack { eps: 0.0, ..TrainingAttack::default() };
         let settings = Settings {

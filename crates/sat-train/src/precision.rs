@@ -1,16 +1,16 @@
 use burn::{
-    module::{Module, ModuleMapper, Param, ParamId},
+    module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId},
     tensor::{Device, FloatDType, Tensor},
 };
 use sat_attack::Classifier;
 use sat_core::activation_parameters;
 use serde::{Deserialize, Serialize};
-use std::{borrow::Cow, fmt};
+use std::{collections::HashSet, fmt};
 
-/// The type that the network computes in while it trains and is attacked in training.
+/// What the network computes in while it trains and is attacked in training.
 ///
-/// Weights, their updates, the optimizer's state, images, logits and losses are of the model's own
-/// type in any case, and so are evaluation and held-out images.
+/// Weights, their updates, the optimizer's state, images and losses keep their type in any case, and so
+/// do evaluation and held-out images.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Precision {
@@ -20,17 +20,19 @@ pub enum Precision {
     /// Mixed precision ([arXiv 1710.03740](https://arxiv.org/abs/1710.03740)) with `bf16`, whose range is
     /// that of `f32`, so that losses need no scaling ([arXiv 1905.12322](https://arxiv.org/abs/1905.12322)).
     ///
-    /// Convolutions, linear layers and all other parameters but those of BatchNorm and of activations are
-    /// rounded to `bf16` for each pass and the gradient of the rounded ones goes to the `f32` weights. What layers
-    /// give on is `bf16` as well, with sums, statistics and activations computed in `f32`.
+    /// All parameters but those of BatchNorm and of activations are rounded to `bf16` for each pass, and
+    /// the gradients of the rounded ones go to the weights, in `f32`. Layers take and give `bf16`; those of
+    /// `sat-core` compute sums, statistics and curves in `f32`, others as Burn does. Logits have the
+    /// digits of `bf16`, the loss is computed in `f32`.
     ///
-    /// A network gets its images in `f32` (so that eps and normalisation are not rounded) and takes them to the type
-    /// of its weights. [`sat_core::Conv2d`] does so and `sat-models`' networks with it; one that begins
-    /// with Burn's convolution calls `cast` before it. BatchNorm must be
-    /// [`sat_core::BatchNormAct`]: Burn's takes no `bf16` beside `f32`.
+    /// A network gets its images in `f32`, so that eps and normalisation are not rounded, and its first layer takes
+    /// them to the type of its weights. [`sat_core::Conv2d`] does so, and with it the networks of
+    /// `sat-models`; before a first layer of Burn's call `cast`. Behind it no layer may meet
+    /// an `f32` tensor: Flex panics there, and GPU backends compute nonsense without an error, so try
+    /// a network of your own on Flex. BatchNorm must be [`sat_core::BatchNormAct`].
     ///
-    /// It is meant for GPUs with tensor cores; elsewhere it is slower. Not every device has it: see
-    /// [`is_supported`](Self::is_supported).
+    /// It is meant for GPUs with tensor cores for `bf16`, Ampere or newer; elsewhere it is slower. Not every
+    /// device has it: see [`is_supported`](Self::is_supported).
     Bf16Mixed,
 }
 
@@ -56,18 +58,28 @@ impl Precision {
         }
     }
 
-    /// The model as a pass computes it, for loops of one's own: itself, or a copy with rounded weights that
-    /// are on the graph of its own, so that gradients arrive at those; running statistics are shared.
-    /// Its logits are `bf16`: take them to `f32` before the loss.
-    pub fn of<M: Module>(self, model: &M) -> Cow<'_, M> {
-        match self.lowered() {
-            None => Cow::Borrowed(model),
-            Some(dtype) => {
-                let kept = activation_parameters(model);
-                let lower = &mut Lower { dtype, kept, norms: Vec::new() };
-                Cow::Owned(model.clone().map(lower))
-            }
+    /// The model as a pass computes it, for loops of one's own: in mixed precision with rounded
+    /// parameters, which are on the graph of the model's own, so that gradients arrive at those. Running
+    /// statistics are shared with the model, as by `clone()`, and not rounded. The logits are
+    /// `bf16`: take them to `f32` before the loss.
+    ///
+    /// # Panics
+    ///
+    /// In mixed precision, if a device of the model does not [compute](Self::is_supported) in it, or if
+    /// the model has a BatchNorm of Burn's.
+    pub fn apply<M: Module>(self, model: M) -> M {
+        let Some(dtype) = self.lowered() else {
+            return model;
+        };
+        for device in model.devices() {
+            assert!(self.is_supported(&device), "{device:?} does not compute in {self}");
         }
+        let mut kept = running_states(&model);
+        kept.extend(activation_parameters(&model));
+        let mut lower = Lower { dtype, kept, norms: Vec::new(), burns: 0 };
+        let model = model.map(&mut lower);
+        assert_eq!(lower.burns, 0, "{self} needs sat_core::BatchNormAct in place of BatchNorm");
+        model
     }
 }
 
@@ -77,18 +89,51 @@ pub(crate) fn logits<M: Classifier>(model: &M, images: Tensor<4>) -> Tensor<2> {
     model.logits(images).cast(dtype)
 }
 
-/// Rounds parameters, but those of activations and of BatchNorm. Running statistics must stay: the copy shares
-/// them with the model.
+/// What a mapper must leave alone, because clones share it: the map writes through to all of them, and that
+/// is how it can be told from parameters.
+fn running_states<M: Module>(model: &M) -> HashSet<ParamId> {
+    struct Mark;
+    impl ModuleMapper for Mark {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            param.map(Tensor::autodiff)
+        }
+    }
+    #[derive(Default)]
+    struct Marked(HashSet<ParamId>);
+    impl ModuleVisitor for Marked {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if param.val().is_autodiff() {
+                self.0.insert(param.id);
+            }
+        }
+    }
+    // It has states of its own, and nothing in it is on an autodiff device.
+    let probe = model.valid();
+    drop(probe.clone().map(&mut Mark));
+    let mut marked = Marked::default();
+    probe.visit(&mut marked);
+    marked.0
+}
+
+/// Rounds parameters, but those that are kept and those of BatchNorm.
 struct Lower {
     dtype: FloatDType,
-    kept: Vec<ParamId>,
+    kept: HashSet<ParamId>,
     /// Of the modules entered, which are BatchNorms.
     norms: Vec<bool>,
+    /// How many of them are Burn's: they have a gain, and no activation behind it.
+    burns: isize,
 }
 
 impl ModuleMapper for Lower {
-    fn enter_module(&mut self, _: &str, container: &str) {
-        self.norms.push(container == "Struct:BatchNorm");
+    fn enter_module(&mut self, name: &str, container: &str) {
+        let is_norm = container == "Struct:BatchNorm";
+        match name {
+            "gamma" if is_norm => self.burns += 1,
+            "activation" if is_norm => self.burns -= 1,
+            _ => {}
+        }
+        self.norms.push(is_norm);
     }
 
     fn exit_module(&mut self, _: &str, _: &str) {
@@ -99,6 +144,6 @@ impl ModuleMapper for Lower {
         if self.norms.last() == Some(&true) || self.kept.contains(&param.id) {
             return param;
         }
-        param.map(|weight| weight.cast(self.dtype))
+        param.map(|weight| weight.dequantize().cast(self.dtype))
     }
 }

@@ -105,8 +105,8 @@ impl AdversarialStep {
     ///
     /// If there is not one label an image, a label is not below the number of classes, the number of
     /// images is no multiple of the recipe's `parts`, the attack's gradient curve is not for one
-    /// of the model's activations, or the device does not compute in the recipe's
-    /// [precision](Precision::is_supported).
+    /// of the model's activations, or the model does not compute in the recipe's
+    /// [precision](Precision::apply).
     pub fn gradients<M: Module + Classifier>(
         &self,
         model: &M,
@@ -117,8 +117,6 @@ impl AdversarialStep {
         let [count, ..] = images.dims();
         assert_eq!(count, labels.len(), "one label an image");
         assert!(count.is_multiple_of(self.parts), "{count} images in {} parts", self.parts);
-        let supported = self.precision.is_supported(&images.device());
-        assert!(supported, "{:?} does not compute in {}", images.device(), self.precision);
         let (images, targets) = self.mix(images, labels, first)?;
         let size = count / self.parts;
         let mut sum = GradientsAccumulator::new();
@@ -197,7 +195,7 @@ impl AdversarialStep {
         if let Some(gradient) = attack.gradient {
             frozen = replace_gradients(frozen, gradient);
         }
-        let frozen = self.precision.of(&frozen).into_owned();
+        let frozen = self.precision.apply(frozen);
         let victim = Victim::from_fn(move |images| logits(&frozen, images));
         let loss = match self.objective {
             Objective::Adversarial | Objective::Mart { .. } => targets.attacked_loss(),
@@ -254,8 +252,8 @@ impl AdversarialStep {
         targets: &Targets<'_>,
         strategy: Option<GradientCheckpointingStrategy>,
     ) -> (Tensor<1>, Tensor<2>) {
-        let model = self.precision.of(model);
-        let logits = |images: &Tensor<4>| logits(&*model, tracked(images.clone(), strategy));
+        let model = self.precision.apply(model.clone());
+        let logits = |images: &Tensor<4>| logits(&model, tracked(images.clone(), strategy));
         let smoothing = self.label_smoothing;
         match self.objective {
             Objective::Adversarial => {

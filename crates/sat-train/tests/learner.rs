@@ -17,11 +17,13 @@ use burn::{
 use sat_attack::{Attack, Classifier, Fgsm, Pgd, Victim, evaluate};
 use sat_core::{Activation, ActivationConfig};
 use sat_train::{
-    AttackStart, Decayed, MomentumForm, Normalized, Objective, Perturbation, Recipe, Schedule,
-    TrainError, TrainingAttack,
+    AttackStart, Decayed, MomentumForm, Normalized, Objective, Perturbation, Recipe, RecipeError,
+    Schedule, Select, TrainError, TrainingAttack,
     data::{Augment, ImageSet},
     hold_out,
-    learner::{Adversarial, AdversarialMetric, Figure, TrainingImages, ValidationImages},
+    learner::{
+        Adversarial, AdversarialMetric, Figure, LearnerError, TrainingImages, ValidationImages,
+    },
     train,
 };
 use std::{
@@ -189,7 +191,10 @@ fn a_failed_attack_ends_the_training_with_its_reason() {
 #[test]
 fn too_few_images_and_bad_recipes_are_refused() {
     let bad = Recipe { epochs: 0, ..recipe() };
-    assert_eq!(Adversarial::new(model(), &bad).unwrap_err().field, "epochs");
+    let error = Adversarial::new(model(), &bad).unwrap_err();
+    assert!(matches!(&error, LearnerError::Recipe(RecipeError { field: "epochs", .. })), "{error}");
+    let bad = Recipe { select: Select::HeldOut, hold_out: 8, ..recipe() };
+    assert_eq!(Adversarial::new(model(), &bad).unwrap_err(), LearnerError::Select);
     let error = TrainingImages::new(images(7), recipe(), 0, &device()).unwrap_err();
     assert!(matches!(error, TrainError::TooFewSamples { samples: 7, batch_size: 8 }), "{error}");
 }

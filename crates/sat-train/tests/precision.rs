@@ -6,9 +6,10 @@
 mod common;
 
 use burn::{
-    module::{Module, ModuleVisitor, Param},
+    module::{Module, ModuleVisitor, Param, RunningState},
+    nn,
     optim::GradientsParams,
-    tensor::{DType, Tensor, TensorData, bf16},
+    tensor::{DType, Device, Tensor, TensorData, bf16},
 };
 use common::{bits, device};
 use sat_models::{
@@ -24,7 +25,7 @@ use std::{collections::HashMap, ops::ControlFlow};
 const EPS: f64 = 0.05;
 const LABELS: [usize; 8] = [0, 2, 1, 2, 0, 1, 1, 0];
 
-/// Every family, with activations that have no parameter, one a site, and a pair for the network.
+/// Every family, with activations that have no parameter, one a site, a pair for the network, and Burn's PReLU.
 fn networks() -> Vec<NetworkConfig> {
     let stage = |channels, stride| StageConfig { channels, blocks: 1, stride };
     let resnet = ResNetConfig {
@@ -39,13 +40,15 @@ fn networks() -> Vec<NetworkConfig> {
     let efficientnet = EfficientNetConfig { width: 0.25, depth: 0.3, ..EfficientNetConfig::b0() }
         .with_stochastic_depth(0.0)
         .with_dropout(0.0);
+    let prelu = nn::activation::ActivationConfig::PRelu(nn::PReluConfig::new());
     let with = |config: NetworkConfig, activation: &str| {
         config.with_classes(3).with_activation(activation.parse().unwrap())
     };
     vec![
         with(resnet.clone().into(), "silu"),
         with(resnet.clone().into(), "smooth-relu-learnable:2"),
-        with(resnet.into(), "pssilu"),
+        with(resnet.clone().into(), "pssilu"),
+        NetworkConfig::from(resnet).with_classes(3).with_activation(prelu.into()),
         with(preact.into(), "gelu"),
         with(efficientnet.into(), "silu"),
     ]
@@ -207,26 +210,74 @@ fn small_updates_are_kept() {
     assert!(changed > 300 && beyond < changed / 3, "{changed} changed, {beyond} in bf16");
 }
 
+/// What a recipe can ask for besides, beside the same in `f32` and beside the plain recipe.
 #[test]
-fn every_objective_and_perturbed_weights_run() {
+fn every_setting_works_with_it() {
     let network = &networks()[1];
-    let settings = [
-        (Objective::Trades { beta: 6.0 }, None),
-        (Objective::Mart { beta: 5.0 }, None),
-        (Objective::Adversarial, Some(Perturbation { gamma: 0.01 })),
-    ];
-    for (objective, weight_perturbation) in settings {
-        let losses = [Precision::Full, Precision::Bf16Mixed].map(|precision| {
-            let recipe = Recipe { objective, weight_perturbation, ..recipe(precision) };
-            let model = model(network);
-            let step = AdversarialStep::new(&recipe);
-            let (got, output) = step.gradients(&model, images(), &LABELS, 0).unwrap();
-            assert!(gradients(&model, &got).iter().flat_map(|(_, g)| g).all(|g| g.is_finite()));
-            output.loss.into_scalar::<f32>()
-        });
-        let [full, mixed] = losses;
-        assert!((full - mixed).abs() < 0.05 * full, "{objective:?}: {mixed}, not {full}");
+    let attack = || recipe(Precision::Full).attack;
+    let plain = || Recipe { label_smoothing: 0.0, ..recipe(Precision::Full) };
+    let parts = Recipe { parts: 2, ..plain() };
+    let gradient = TrainingAttack {
+        steps: 3,
+        gradient: Some("psoftplus:10".parse().unwrap()),
+        ..attack().unwrap()
+    };
+    let gradient = Recipe { attack: Some(gradient), ..plain() };
+    let trades = Recipe { objective: Objective::Trades { beta: 6.0 }, ..plain() };
+    let mart = Recipe { objective: Objective::Mart { beta: 5.0 }, ..plain() };
+    let perturbed = Recipe { weight_perturbation: Some(Perturbation { gamma: 0.5 }), ..plain() };
+    let clipped = Recipe { clip_norm: Some(0.01), ..plain() };
+    let run = |recipe: &Recipe, precision, device: &Device| {
+        let recipe = Recipe { precision, ..recipe.clone() };
+        let model = model(network).fork(device);
+        let step = AdversarialStep::new(&recipe);
+        let images = images().inner().to_device(device);
+        let (got, output) = step.gradients(&model, images, &LABELS, 0).unwrap();
+        let flat = gradients(&model, &got).into_iter().flat_map(|(_, values)| values);
+        (f64::from(output.loss.into_scalar::<f32>()), flat.collect::<Vec<_>>())
+    };
+    let device = device();
+    let (_, without) = run(&plain(), Precision::Bf16Mixed, &device);
+    for recipe in [parts, gradient, trades, mart, perturbed, clipped] {
+        let (want, exact) = run(&recipe, Precision::Full, &device);
+        let (loss, mixed) = run(&recipe, Precision::Bf16Mixed, &device);
+        assert!((loss - want).abs() < 0.02 * want, "{recipe:?}: {loss}, not {want}");
+        let error = distance(&mixed, &exact);
+        assert!(error < 0.2, "{recipe:?}: {error}");
+        assert!(distance(&mixed, &without) > 2.0 * error, "{recipe:?} makes no difference");
     }
+    let checkpointing = Device::flex().autodiff().gradient_checkpointing();
+    assert_eq!(run(&plain(), Precision::Bf16Mixed, &checkpointing).1, without);
+}
+
+/// A normalisation that no rule knows by its name, and a layer whose parameter has one axis.
+#[derive(Module, Debug)]
+struct Centred {
+    mean: RunningState<Tensor<1>>,
+    offset: Param<Tensor<1>>,
+}
+
+#[test]
+fn running_states_are_neither_rounded_nor_copied() {
+    // Nothing that `bf16` could hold.
+    let value = 1.0 + 1e-6f32;
+    let tensor = || Tensor::<1>::from_floats([value, value], &device());
+    let model = Centred { mean: RunningState::new(tensor()), offset: Param::from_tensor(tensor()) };
+    let rounded = Precision::Bf16Mixed.apply(model.clone());
+    assert_eq!(rounded.offset.val().dtype(), DType::BF16);
+    assert_eq!(model.offset.val().dtype(), DType::F32);
+    for state in [&rounded.mean, &model.mean] {
+        assert_eq!(state.value().into_data(), tensor().into_data());
+    }
+    rounded.mean.update(tensor() * 2.0);
+    assert_eq!(model.mean.value_sync().into_data(), (tensor() * 2.0).into_data());
+}
+
+#[test]
+#[should_panic(expected = "sat_core::BatchNormAct")]
+fn burns_batch_norm_is_refused() {
+    let norm = nn::BatchNormConfig::new(4).init(&device());
+    Precision::Bf16Mixed.apply(vec![norm]);
 }
 
 /// Stopped and resumed as any other training; and a checkpoint of one precision is not gone on with in
