@@ -13,7 +13,7 @@ mod weights;
 use super::correlate::{Correlation, Output};
 use super::tile::{InstructionSet, Transposition};
 use crate::backend::threads::{share, share_with};
-use core::ops::RangeInclusive;
+use core::{mem::MaybeUninit, ops::RangeInclusive};
 use kernels::{OneWay, Rows, Transform};
 pub(super) use weights::gradient;
 
@@ -22,6 +22,10 @@ const TILE: usize = 4;
 /// Inputs of a tile along an axis.
 const SPAN: usize = 6;
 const POINTS: usize = SPAN * SPAN;
+/// Weights of a kernel, which lie side by side.
+const TAPS: usize = 9;
+/// Inputs whose weights are read together: whole lines of the cache.
+const TOGETHER: usize = 16;
 /// Tiles that a task takes together, so that the kernel's numbers are read for many.
 const TILES: usize = 32;
 /// Channels that the transforms need to be worth it, and the most for which places fit into 32 bits.
@@ -33,7 +37,7 @@ const GAP: usize = 16;
 pub(super) struct Winograd<'a> {
     c: &'a Correlation<'a>,
     /// Where the weights of the kernel lie, row by row.
-    weights: [usize; 9],
+    weights: [usize; TAPS],
     /// The position of the first input relative to the output.
     first: [isize; 2],
     /// Vectors of output channels that are computed together.
@@ -170,15 +174,15 @@ impl<'a> Winograd<'a> {
     pub(super) fn new(c: &'a Correlation<'a>) -> Option<Self> {
         let first =
             [c.taps.iter().map(|tap| tap.row).min()?, c.taps.iter().map(|tap| tap.column).min()?];
-        let mut weights = [None; 9];
+        let mut weights = [None; TAPS];
         for tap in &c.taps {
             let [row, column] =
                 [tap.row - first[0], tap.column - first[1]].map(isize::unsigned_abs);
-            if row < 3 && column < 3 {
+            if row < 3 && column < 3 && tap.weight < TAPS {
                 weights[row * 3 + column] = Some(tap.weight);
             }
         }
-        let whole = c.taps.len() == 9 && weights.iter().all(Option::is_some);
+        let whole = c.taps.len() == TAPS && weights.iter().all(Option::is_some);
         let dense = c.place.column == 1 && c.place.row == c.grid[1];
         let plain = c.groups == 1 && c.stride == [1, 1] && dense;
         if !whole || !plain || !pays([c.inputs, c.outputs], c.grid) {
@@ -224,34 +228,51 @@ impl<'a> Winograd<'a> {
         });
     }
 
-    /// The kernel at each point: for each block of outputs and point, `[inputs, width]`.
-    fn kernel(&self) -> Vec<f32> {
+    /// The kernel at each point: for each block of outputs and point, `[inputs, width]`, and a gap.
+    fn kernel(&self) -> Box<[MaybeUninit<f32>]> {
         let c = self.c;
         let [_, of_outputs, of_inputs] = c.weight_strides;
         let point = c.inputs * self.width + GAP;
-        let mut kernel = vec![0.0; c.outputs.div_ceil(self.width) * POINTS * point];
+        let mut kernel = Box::new_uninit_slice(c.outputs.div_ceil(self.width) * POINTS * point);
+        // Inputs whose weights lie side by side are read together: the lines of the cache are far apart.
+        let together = if of_inputs == TAPS { TOGETHER } else { 1 };
+        let vectors = |inputs: usize| (inputs * TAPS).next_multiple_of(c.set.lanes());
+        let at = self.weights.map(|tap| (tap * self.width) as u32);
+        let into: [u32; POINTS] = core::array::from_fn(|i| (i * point) as u32);
         share(kernel.chunks_mut(POINTS * point).enumerate(), |(block, kernel)| {
             let first = block * self.width;
             let count = self.width.min(c.outputs - first);
-            let mut taps = vec![0.0; 9 * self.width];
-            let at: [u32; 9] = core::array::from_fn(|tap| (tap * self.width) as u32);
-            let into: [u32; POINTS] = core::array::from_fn(|i| (i * point) as u32);
-            for input in 0..c.inputs {
-                for (taps, weight) in taps.chunks_exact_mut(self.width).zip(self.weights) {
-                    let weights = &c.weight[first * of_outputs + input * of_inputs + weight..];
-                    for (output, tap) in taps[..count].iter_mut().enumerate() {
-                        *tap = weights[output * of_outputs];
-                    }
-                }
-                let transform = Transform {
-                    from: taps.as_ptr(),
-                    at: &at,
-                    to: kernel[input * self.width..].as_mut_ptr(),
-                    into: &into,
-                    len: self.width,
+            let mut taps = vec![0.0; vectors(together) * self.width];
+            for start in (0..c.inputs).step_by(together) {
+                let inputs = together.min(c.inputs - start);
+                let from = first * of_outputs + start * of_inputs;
+                let last = from + (count - 1) * of_outputs;
+                // Whole vectors where the weights go on; nobody reads what is too much.
+                let columns = match vectors(inputs) {
+                    columns if last + columns <= c.weight.len() => columns,
+                    _ => inputs * TAPS,
                 };
-                // SAFETY: each point has a row of `width` numbers for every input.
-                unsafe { c.set.both_ways::<kernels::Kernel, 3, SPAN>(transform) };
+                let transposition = Transposition {
+                    from: c.weight[from..last + columns].as_ptr(),
+                    from_row: of_outputs,
+                    rows: count,
+                    columns,
+                    to: taps.as_mut_ptr(),
+                    to_row: self.width,
+                };
+                // SAFETY: the weights have these rows, `taps` a row of `width` for each column.
+                unsafe { c.set.transpose(transposition) };
+                for (i, input) in (start..start + inputs).enumerate() {
+                    let transform = Transform {
+                        from: taps[i * TAPS * self.width..].as_ptr(),
+                        at: &at,
+                        to: kernel[input * self.width..].as_mut_ptr().cast(),
+                        into: &into,
+                        len: self.width,
+                    };
+                    // SAFETY: each point has a row of `width` numbers for every input.
+                    unsafe { c.set.both_ways::<kernels::Kernel, 3, SPAN>(transform) };
+                }
             }
         });
         kernel
@@ -259,8 +280,15 @@ impl<'a> Winograd<'a> {
 
     /// # Safety
     ///
-    /// The part's places must lie in the buffer, and nobody else may write to them.
-    unsafe fn compute(&self, part: Part, kernel: &[f32], buffers: &mut Buffers, out: Output) {
+    /// The part's places must lie in the buffer, and nobody else may write to them; the kernel must be
+    /// that of [`kernel`](Self::kernel).
+    unsafe fn compute(
+        &self,
+        part: Part,
+        kernel: &[MaybeUninit<f32>],
+        buffers: &mut Buffers,
+        out: Output,
+    ) {
         let c = self.c;
         let across = c.grid[1].div_ceil(TILE);
         let tiles = (part.images[1] - part.images[0]) * (part.tiles[1] - part.tiles[0]) * across;
@@ -281,7 +309,7 @@ impl<'a> Winograd<'a> {
                     let product = Rows {
                         a: inputs[point * input_point + tile * self.pixel..].as_ptr(),
                         a_row: self.pixel,
-                        b: kernel[point * kernel_point..].as_ptr(),
+                        b: kernel[point * kernel_point..].as_ptr().cast(),
                         c: outputs[point * output_point + tile * self.width..].as_mut_ptr(),
                         steps: c.inputs,
                     };
