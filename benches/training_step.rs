@@ -722,7 +722,8 @@ impl Bench {
         })
     }
 
-    /// Floating-point operations and bytes; weights are f32, other tensors of the precision. Half of the kept elements are outputs of convolutions,
+    /// Floating-point operations and bytes; what updates weights is f32, other tensors are of the
+    /// precision, and the rounding of weights to it is left out. Half of the kept elements are outputs of convolutions,
     /// half of normalisations. Forward: the convolution reads one and writes the other, the normalisation
     /// the other way round; with the batch's statistics it reads its input once more. The gradient of
     /// the input: the convolution reads and writes once, the normalisation reads two and writes one. In

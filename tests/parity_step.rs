@@ -140,9 +140,10 @@ fn steps_are_those_of_pytorch() {
 }
 
 /// Both round to `bf16`, but not in the same places: what can be compared is how far the rounding moves the
-/// gradient. Autocast rounds once more, between normalisation and activation.
+/// gradient. Autocast rounds once more, between normalisation and activation. In steps 0, 1 and 2 it is
+/// 0.78, 0.86 and 0.84 per cent here, 0.88, 1.06 and 0.95 there.
 #[test]
-fn mixed_precision_moves_the_gradient_no_further_than_autocast() {
+fn mixed_precision_moves_the_gradient_about_as_far_as_autocast() {
     let bytes = fs::read(NUMBERS).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let device = Device::flex().autodiff();

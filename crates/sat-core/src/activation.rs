@@ -539,10 +539,10 @@ impl Activation {
         shared: Option<&SharedParameters>,
     ) -> Tensor<D> {
         match &self.burns {
-            // Its alpha may have another type than x, as learned parameters of ours may.
+            // In the type of alpha, which may be another than that of x, as with learned parameters of ours.
             Some(BurnActivation::PRelu(layer)) => {
-                let alpha = layer.alpha.val().cast(x.dtype());
-                return burn::tensor::activation::prelu(x, alpha);
+                let (dtype, alpha) = (x.dtype(), layer.alpha.val().dequantize());
+                return burn::tensor::activation::prelu(x.cast(alpha.dtype()), alpha).cast(dtype);
             }
             Some(burns) => return burns.forward(x),
             None => {}

@@ -76,9 +76,11 @@ impl Precision {
         }
         let mut kept = running_states(&model);
         kept.extend(activation_parameters(&model));
-        let mut lower = Lower { dtype, kept, norms: Vec::new(), burns: 0 };
+        let mut lower = Lower { dtype, kept, inside: Vec::new(), has_burns_norm: false };
+        lower.inside.push(Inside::default());
         let model = model.map(&mut lower);
-        assert_eq!(lower.burns, 0, "{self} needs sat_core::BatchNormAct in place of BatchNorm");
+        lower.leave();
+        assert!(!lower.has_burns_norm, "{self} needs sat_core::BatchNormAct in place of BatchNorm");
         model
     }
 }
@@ -119,29 +121,44 @@ fn running_states<M: Module>(model: &M) -> HashSet<ParamId> {
 struct Lower {
     dtype: FloatDType,
     kept: HashSet<ParamId>,
-    /// Of the modules entered, which are BatchNorms.
-    norms: Vec<bool>,
-    /// How many of them are Burn's: they have a gain, and no activation behind it.
-    burns: isize,
+    /// The fields entered, and around them the model.
+    inside: Vec<Inside>,
+    has_burns_norm: bool,
+}
+
+#[derive(Default)]
+struct Inside {
+    /// Whether it is a field of a BatchNorm.
+    of_norm: bool,
+    /// Whether it is a BatchNorm, by its gain, and one of ours, by its activation.
+    is_norm: bool,
+    is_ours: bool,
+}
+
+impl Lower {
+    fn leave(&mut self) {
+        let left = self.inside.pop().unwrap_or_default();
+        self.has_burns_norm |= left.is_norm && !left.is_ours;
+    }
 }
 
 impl ModuleMapper for Lower {
     fn enter_module(&mut self, name: &str, container: &str) {
-        let is_norm = container == "Struct:BatchNorm";
-        match name {
-            "gamma" if is_norm => self.burns += 1,
-            "activation" if is_norm => self.burns -= 1,
-            _ => {}
+        let of_norm = container == "Struct:BatchNorm";
+        if let (true, Some(norm)) = (of_norm, self.inside.last_mut()) {
+            norm.is_norm |= name == "gamma";
+            norm.is_ours |= name == "activation";
         }
-        self.norms.push(is_norm);
+        self.inside.push(Inside { of_norm, ..Inside::default() });
     }
 
     fn exit_module(&mut self, _: &str, _: &str) {
-        self.norms.pop();
+        self.leave();
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        if self.norms.last() == Some(&true) || self.kept.contains(&param.id) {
+        let of_norm = self.inside.last().is_some_and(|field| field.of_norm);
+        if of_norm || self.kept.contains(&param.id) {
             return param;
         }
         param.map(|weight| weight.dequantize().cast(self.dtype))

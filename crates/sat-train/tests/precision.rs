@@ -6,12 +6,16 @@
 mod common;
 
 use burn::{
-    module::{Module, ModuleVisitor, Param, RunningState},
+    module::{Module, ModuleVisitor, Param, Quantizer, RunningState},
     nn,
     optim::GradientsParams,
-    tensor::{DType, Device, Tensor, TensorData, bf16},
+    tensor::{
+        DType, Device, Tensor, TensorData, bf16,
+        quantization::{Calibration, QuantValue},
+    },
 };
 use common::{bits, device};
+use sat_attack::Classifier;
 use sat_models::{
     EfficientNetConfig, Model, NetworkConfig, PreActResNetConfig, ResNetConfig, StageConfig,
     StemConfig,
@@ -105,6 +109,10 @@ fn gradients<M: Module>(model: &M, gradients: &GradientsParams) -> Vec<(String, 
     let mut flat = Flat { gradients, path: Vec::new(), found: Vec::new() };
     model.visit(&mut flat);
     flat.found
+}
+
+fn values_of(logits: Tensor<2>) -> Vec<f64> {
+    logits.into_data().iter().collect()
 }
 
 fn values(bits: &[u32]) -> Vec<f64> {
@@ -271,6 +279,19 @@ fn running_states_are_neither_rounded_nor_copied() {
     }
     rounded.mean.update(tensor() * 2.0);
     assert_eq!(model.mean.value_sync().into_data(), (tensor() * 2.0).into_data());
+}
+
+#[test]
+fn quantized_weights_are_rounded_too() {
+    let model = model(&networks()[0]).valid();
+    let scheme = device().settings().quantization.scheme.with_value(QuantValue::Q8S);
+    let quantized = model.quantize_weights(&mut Quantizer::new(Calibration::MinMax, scheme));
+    let images = images().inner();
+    let want = values_of(quantized.logits(images.clone()));
+    let mixed = Precision::Bf16Mixed.apply(quantized).logits(images);
+    assert_eq!(mixed.dtype(), DType::BF16);
+    let error = distance(&values_of(mixed), &want);
+    assert!(error > 0.0 && error < 0.03, "{error}");
 }
 
 #[test]
