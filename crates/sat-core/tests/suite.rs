@@ -8,7 +8,7 @@
 
 mod common;
 
-use burn::tensor::{Device, FloatDType, GradientCheckpointingStrategy, Tensor, TensorData};
+use burn::tensor::{DType, Device, FloatDType, GradientCheckpointingStrategy, Tensor, TensorData};
 use common::{devices, to_vec, vector};
 use proptest::prelude::*;
 use sat_core::{
@@ -566,6 +566,27 @@ fn empty_and_single_element_tensors_work() {
         let y = activate_with_parameters(x, a.clone(), Curve::SmoothRelu(1.0));
         let grads = y.sum().backward();
         assert_eq!(to_vec(a.grad(&grads).unwrap()), [0.0], "{device_name}");
+    }
+}
+
+/// On CubeCL's runtimes, whose indices have 32 bits where that is enough; WebGPU has no buffers of that size. Needs
+/// 9 GB: `cargo test -p sat-core --features cpu --test suite -- --ignored`.
+#[test]
+#[ignore = "a tensor of more than 2^32 numbers"]
+fn more_numbers_than_32_bits_can_count() {
+    // Odd, so that numbers are taken one by one, each by an index of its own.
+    let count = (1usize << 32) + 4095;
+    for (device_name, device) in devices() {
+        if !matches!(device_name, "cpu" | "cuda") {
+            continue;
+        }
+        let x = Tensor::<1>::full([count], 1.5, (&device, DType::F16));
+        let y = activate(x, Curve::Silu);
+        for start in [0, count / 2 - 8, (1 << 32) - 8, count - 16] {
+            let got = to_vec(y.clone().slice([start..start + 16]).cast(FloatDType::F32));
+            let right = |y: &f32| error(*y, Curve::Silu.value(1.5)) < 1e-3;
+            assert!(got.iter().all(right), "{device_name} at {start}: {got:?}");
+        }
     }
 }
 
