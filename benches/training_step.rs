@@ -553,10 +553,7 @@ impl Bench {
         activation: &ActivationConfig,
     ) -> Result<Self, Failure> {
         let device = arguments.device.open()?;
-        if !arguments.precision.is_supported(&device) {
-            let (device, precision) = (arguments.device, arguments.precision);
-            return Err(format!("{device} does not compute in {precision}").into());
-        }
+        arguments.precision.check(&device)?;
         let config = network.config().with_activation(activation.clone());
         let [height, width] = network.image_size();
         let batch = arguments.batch.unwrap_or(if height > 32 { 16 } else { 128 });
@@ -723,8 +720,8 @@ impl Bench {
     }
 
     /// Floating-point operations and bytes; what updates weights is f32, other tensors are of the
-    /// precision, and the rounding of weights to it is left out. Half of the kept elements are outputs of convolutions,
-    /// half of normalisations. Forward: the convolution reads one and writes the other, the normalisation
+    /// precision, and the rounding of weights to it is left out. Half of the kept elements are outputs
+    /// of convolutions, half of normalisations. Forward: the convolution reads one and writes the other, the normalisation
     /// the other way round; with the batch's statistics it reads its input once more. The gradient of
     /// the input: the convolution reads and writes once, the normalisation reads two and writes one. In
     /// training the convolution reads two more for its weights, the normalisation two for its sums.

@@ -1,5 +1,6 @@
 //! Three steps of adversarial training against PyTorch's: adversarial images, loss, clipped gradients,
-//! weights and BatchNorm's statistics; and mixed precision beside its autocast. `tests/parity/step.py` made the numbers and says what they are.
+//! weights and BatchNorm's statistics; and mixed precision beside its autocast. `tests/parity/step.py`
+//! made the numbers and says what they are.
 #![cfg(feature = "flex")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 

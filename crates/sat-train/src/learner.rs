@@ -49,7 +49,7 @@ pub use metric::{AdversarialMetric, Figure, Outcome, TrainingFigures, Validation
 
 use crate::{
     average::WeightAverage,
-    precision::Precision,
+    precision::UnsupportedPrecision,
     recipe::{Recipe, RecipeError, Select, TrainingAttack},
     source::TrainingData,
     step::{AdversarialStep, clip, optimizer, scale},
@@ -61,7 +61,7 @@ use burn::{
         GradientsAccumulator, GradientsParams, ModuleOptimizer, MultiGradientsParams,
         lr_scheduler::module_lr_scheduler::ModuleLearningRate,
     },
-    tensor::{Device, Tensor},
+    tensor::Tensor,
     train::{
         InferenceStep, Interrupter, Learner, SupervisedTraining, TrainOutput, TrainStep,
         TrainingError, train::WorkerFailure,
@@ -124,13 +124,8 @@ pub enum LearnerError {
     #[error("recipe: `select` must be `last`: here Burn's checkpointers choose epochs")]
     Select,
     /// A device of the model does not compute in the recipe's precision.
-    #[error("recipe: `precision` is {precision}, in which {device} does not compute; leave it out")]
-    Precision {
-        /// What the recipe asks for.
-        precision: Precision,
-        /// The device, as Burn names it.
-        device: String,
-    },
+    #[error("recipe: {0}")]
+    Precision(#[from] UnsupportedPrecision),
 }
 
 impl<M: Module + ModuleDisplay + Classifier> Adversarial<M> {
@@ -144,11 +139,7 @@ impl<M: Module + ModuleDisplay + Classifier> Adversarial<M> {
         if recipe.select != Select::Last {
             return Err(LearnerError::Select);
         }
-        let precision = recipe.precision;
-        let lacks = |device: &Device| !precision.is_supported(device);
-        if let Some(device) = model.devices().into_iter().find(lacks) {
-            return Err(LearnerError::Precision { precision, device: format!("{device:?}") });
-        }
+        model.devices().iter().try_for_each(|device| recipe.precision.check(device))?;
         let averaged = recipe.average.map(|_| model.valid());
         let no_attack = TrainingAttack { eps: 0.0, ..TrainingAttack::default() };
         let settings = Settings {

@@ -57,7 +57,7 @@ pub use average::WeightAverage;
 pub use checkpoint::{CheckpointError, Checkpoints};
 pub use normalized::{NormalizationError, Normalized};
 pub use objective::{Objective, Perturbation, mart_loss, smoothed_cross_entropy, trades_loss};
-pub use precision::Precision;
+pub use precision::{Precision, UnsupportedPrecision};
 pub use recipe::{
     AttackStart, Decayed, MomentumForm, Recipe, RecipeError, RecipeFileError, Select,
     TrainingAttack,

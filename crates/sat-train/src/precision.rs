@@ -36,6 +36,16 @@ pub enum Precision {
     Bf16Mixed,
 }
 
+/// A precision that a device does not compute in.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`precision` is {precision}, in which {device} does not compute; leave it out")]
+pub struct UnsupportedPrecision {
+    /// What was asked for.
+    pub precision: Precision,
+    /// The device, as Burn names it.
+    pub device: String,
+}
+
 impl fmt::Display for Precision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -49,6 +59,18 @@ impl Precision {
     /// Whether the device computes in this type.
     pub fn is_supported(self, device: &Device) -> bool {
         self.lowered().is_none_or(|dtype| device.supports_dtype(dtype))
+    }
+
+    /// Refuses a device that does not compute in this type.
+    ///
+    /// # Errors
+    ///
+    /// [`UnsupportedPrecision`] unless it [is supported](Self::is_supported).
+    pub fn check(self, device: &Device) -> Result<(), UnsupportedPrecision> {
+        if self.is_supported(device) {
+            return Ok(());
+        }
+        Err(UnsupportedPrecision { precision: self, device: format!("{device:?}") })
     }
 
     fn lowered(self) -> Option<FloatDType> {
@@ -71,8 +93,8 @@ impl Precision {
         let Some(dtype) = self.lowered() else {
             return model;
         };
-        for device in model.devices() {
-            assert!(self.is_supported(&device), "{device:?} does not compute in {self}");
+        if let Err(error) = model.devices().iter().try_for_each(|device| self.check(device)) {
+            panic!("{error}");
         }
         let mut kept = running_states(&model);
         kept.extend(activation_parameters(&model));

@@ -2,7 +2,7 @@ use crate::{
     average::WeightAverage,
     checkpoint::{CheckpointError, Checkpoints, Identity, Loaded, Snapshot},
     data::DataError,
-    precision::Precision,
+    precision::UnsupportedPrecision,
     recipe::{Recipe, RecipeError, Select, TrainingAttack},
     source::{Batches, TrainingData},
     step::{AdversarialStep, correct, optimizer, training_device},
@@ -137,13 +137,8 @@ pub enum TrainError {
         batch_size: usize,
     },
     /// The device does not compute in the recipe's precision.
-    #[error("recipe: `precision` is {precision}, in which {device} does not compute; leave it out")]
-    Precision {
-        /// What the recipe asks for.
-        precision: Precision,
-        /// The device, as Burn names it.
-        device: String,
-    },
+    #[error("recipe: {0}")]
+    Precision(#[from] UnsupportedPrecision),
     /// The attack failed.
     #[error("step {step}: {source}")]
     Attack {
@@ -220,10 +215,7 @@ pub fn train<M: Module + ModuleDisplay + Classifier, D: TrainingData>(
         return Err(TrainError::TooFewSamples { samples: data.len(), batch_size });
     }
     let device = training_device(device);
-    let precision = recipe.precision;
-    if !precision.is_supported(&device) {
-        return Err(TrainError::Precision { precision, device: format!("{device:?}") });
-    }
+    recipe.precision.check(&device)?;
     let step = AdversarialStep::new(recipe);
     let resumed = match &checkpoints {
         Some((checkpoints, Start::Resume | Start::ResumeOrFresh, identity)) => {

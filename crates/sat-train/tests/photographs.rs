@@ -4,15 +4,15 @@
 
 use image::{Rgb, RgbImage};
 use sat_train::{
-    CheckpointError, Checkpoints, Normalized, Progress, Recipe, Start, TrainError, Trained,
+    CheckpointError, Checkpoints, Normalized, Recipe, Start, TrainError, Trained,
     data::{BrokenImage, ImageFolder, Photographs},
     train,
 };
-use std::{fs, ops::ControlFlow, path::Path};
+use std::{fs, path::Path};
 use tempfile::{TempDir, tempdir};
 
 mod common;
-use common::{bits, config, device, go_on, recipe};
+use common::{bits, config, device, go_on, recipe, stop_at};
 
 type Model = Normalized<sat_models::ResNet>;
 
@@ -49,13 +49,9 @@ fn run(
     seed: u64,
     data: &Photographs,
     place: Option<(&Checkpoints, Start)>,
-    stop_at: usize,
+    stop: usize,
 ) -> Result<Trained<Model>, TrainError> {
-    let stop = |progress: &Progress| match progress.step {
-        step if step == stop_at => ControlFlow::Break(()),
-        _ => ControlFlow::Continue(()),
-    };
-    train(model(seed), &short(), data, &device(), place, stop)
+    train(model(seed), &short(), data, &device(), place, stop_at(stop))
 }
 
 #[test]

@@ -22,9 +22,9 @@ use sat_models::{
 };
 use sat_train::{
     AdversarialStep, AttackStart, Checkpoints, Normalized, Objective, Perturbation, Precision,
-    Progress, Recipe, Start, TrainError, TrainingAttack, optimizer, train,
+    Recipe, Start, TrainError, TrainingAttack, optimizer, train,
 };
-use std::{collections::HashMap, ops::ControlFlow};
+use std::collections::HashMap;
 
 const EPS: f64 = 0.05;
 const LABELS: [usize; 8] = [0, 2, 1, 2, 0, 1, 1, 0];
@@ -323,12 +323,8 @@ fn a_training_learns_and_resumes() {
 
     let folder = tempfile::tempdir().unwrap();
     let checkpoints = Checkpoints::open(folder.path()).unwrap();
-    let stop = |progress: &Progress| match progress.step {
-        5 => ControlFlow::Break(()),
-        _ => ControlFlow::Continue(()),
-    };
     let fresh = Some((&checkpoints, Start::Fresh));
-    train(common::model(), &recipe, &data, &device(), fresh, stop).unwrap();
+    train(common::model(), &recipe, &data, &device(), fresh, common::stop_at(5)).unwrap();
     let resume = Some((&checkpoints, Start::Resume));
     let other = train(common::model(), &full, &data, &device(), resume, common::go_on);
     let error = other.unwrap_err();

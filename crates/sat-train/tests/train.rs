@@ -20,7 +20,7 @@ use sat_train::{
 use std::{fs, ops::ControlFlow};
 
 mod common;
-use common::{Model, bits, config, device, go_on, images, model, recipe};
+use common::{Model, bits, config, device, go_on, images, model, recipe, stop_at};
 
 #[test]
 fn the_same_seed_gives_the_same_weights_and_another_does_not() {
@@ -88,12 +88,8 @@ fn a_network_with_dropout_resumes_to_the_same_weights() {
     let unbroken = train(model(&network, 3), &recipe, &data, &device(), None, go_on).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let checkpoints = Checkpoints::open(folder.path()).unwrap();
-    let stop = |progress: &Progress| match progress.step {
-        7 => ControlFlow::Break(()),
-        _ => ControlFlow::Continue(()),
-    };
     let place = Some((&checkpoints, Start::Fresh));
-    train(model(&network, 3), &recipe, &data, &device(), place, stop).unwrap();
+    train(model(&network, 3), &recipe, &data, &device(), place, stop_at(7)).unwrap();
     let place = Some((&checkpoints, Start::Resume));
     let resumed = train(model(&network, 77), &recipe, &data, &device(), place, go_on).unwrap();
     assert_eq!(bits(&resumed.model), bits(&unbroken.model));
@@ -114,12 +110,8 @@ fn mixup_resumes_and_recomputes_to_the_same_weights() {
     let unbroken = train(model(), &recipe, &data, &device(), None, go_on).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let checkpoints = Checkpoints::open(folder.path()).unwrap();
-    let stop = |progress: &Progress| match progress.step {
-        7 => ControlFlow::Break(()),
-        _ => ControlFlow::Continue(()),
-    };
     let place = Some((&checkpoints, Start::Fresh));
-    train(model(), &recipe, &data, &device(), place, stop).unwrap();
+    train(model(), &recipe, &data, &device(), place, stop_at(7)).unwrap();
     let place = Some((&checkpoints, Start::Resume));
     let resumed = train(model(), &recipe, &data, &device(), place, go_on).unwrap();
     assert_eq!(bits(&resumed.model), bits(&unbroken.model));
@@ -639,12 +631,8 @@ fn all_options_resume_to_the_same_weights() {
 
         let folder = tempfile::tempdir().unwrap();
         let checkpoints = Checkpoints::open(folder.path()).unwrap();
-        let stop = |progress: &Progress| match progress.step {
-            7 => ControlFlow::Break(()),
-            _ => ControlFlow::Continue(()),
-        };
         let place = Some((&checkpoints, Start::Fresh));
-        train(model(), &recipe, &data, &device(), place, stop).unwrap();
+        train(model(), &recipe, &data, &device(), place, stop_at(7)).unwrap();
         let other = Normalized::to_plus_minus_one(config().init(77, &device()), 1);
         let place = Some((&checkpoints, Start::Resume));
         let resumed = train(other, &recipe, &data, &device(), place, go_on).unwrap();

@@ -84,3 +84,11 @@ pub(crate) fn bits<M: Module>(model: &M) -> Vec<(String, Vec<u32>)> {
 pub(crate) fn go_on(_: &Progress) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
+
+/// Stops a training after so many steps.
+pub(crate) fn stop_at(step: usize) -> impl FnMut(&Progress) -> ControlFlow<()> {
+    move |progress| match progress.step {
+        done if done == step => ControlFlow::Break(()),
+        _ => ControlFlow::Continue(()),
+    }
+}
