@@ -111,7 +111,6 @@ impl DeviceName {
             #[cfg(feature = "flex")]
             DeviceName::Flex => self.probe(Device::flex),
             #[cfg(feature = "ndarray")]
-            #[allow(deprecated)] // Burn keeps NdArray working; so do we.
             DeviceName::NdArray => self.probe(Device::ndarray),
             #[cfg(feature = "cuda")]
             DeviceName::Cuda => self.probe(|| Device::cuda(number)),

@@ -1,9 +1,11 @@
 #![warn(missing_docs)]
+// Burn keeps NdArray working; so do we.
+#![cfg_attr(feature = "ndarray", allow(deprecated))]
 //! Smooth activation functions for [Burn](https://burn.dev), with fused forward and backward kernels.
 //!
 //! Each activation is one operation with its own differentiation rule: the graph keeps the input and
-//! nothing else, and the backward pass is one pass over the data. On Flex, Burn's CPU backend, both
-//! passes are hand-written vector loops; on the CubeCL backends (GPUs, and CPUs through LLVM) they are
+//! nothing else, and the backward pass is one pass over the data. On Flex, Burn's CPU backend, and on
+//! NdArray both passes are hand-written vector loops; on the CubeCL backends (GPUs, and CPUs through LLVM) they are
 //! kernels written by the same formulas. Everywhere else, and outside a [`BatchNormAct`] under Burn's
 //! fusion engine, which merges them with their neighbours, they are composed of Burn's primitives. On a
 //! backend that the crate was not built for Burn differentiates that form, and the graph keeps more.
@@ -48,11 +50,11 @@ mod conv;
 mod curve;
 mod error;
 mod gate;
-#[cfg(feature = "flex")]
+#[cfg(any(feature = "flex", feature = "ndarray"))]
 mod lane;
 mod module;
 mod norm;
-#[cfg(any(feature = "flex", feature = "cube"))]
+#[cfg(any(feature = "flex", feature = "ndarray", feature = "cube"))]
 mod single;
 mod step;
 mod text;

@@ -38,7 +38,7 @@ pub(crate) trait Value:
     fn product(self, other: Self) -> (Self, Self) {
         (self * other, Self::lit(0.0))
     }
-    /// e^x for x <= 0.
+    /// e^x for x <= 0. Unspecified for positive x.
     fn exp(self) -> Self;
     /// e^x for x <= 0 as a product of two numbers, so that a third can be multiplied in before the
     /// product gets subnormal and loses digits.

@@ -854,22 +854,6 @@ fn gradients_agree_with_finite_differences_of_the_tensor() {
     }
 }
 
-/// Hand-written loops beside the composed form.
-#[test]
-#[cfg(all(feature = "flex", feature = "ndarray"))]
-fn backends_agree() {
-    let x: Vec<f32> = (-2000..2000).map(|i| i as f32 / 100.0).collect();
-    let results: Vec<_> = devices().into_iter().map(|(_, device)| device).collect();
-    for curve in curves() {
-        let (y, dx) = run(&x, curve, &results[0]);
-        let (other_y, other_dx) = run(&x, curve, &results[1]);
-        for i in 0..x.len() {
-            assert!((y[i] - other_y[i]).abs() <= 2e-6 * y[i].abs().max(1.0), "{curve}({})", x[i]);
-            assert!((dx[i] - other_dx[i]).abs() <= 2e-6, "{curve}'({})", x[i]);
-        }
-    }
-}
-
 #[test]
 fn names_round_trip() {
     for text in [

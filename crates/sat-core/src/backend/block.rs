@@ -1,24 +1,15 @@
-//! Blocks of a Flex tensor that is computed anew: over its old numbers, or beside them.
+//! Blocks of numbers that are computed anew: over the old ones, or beside them.
 
-use super::{
-    flex::{BLOCK, CHUNK, SERIAL, Stored, moved},
-    threads::share,
-};
-use burn::{backend::flex::FlexTensor, tensor::Bytes};
+use super::{number::Stored, threads::share};
 use core::{mem::MaybeUninit, ops::Range};
 
-/// A tensor whose elements fill one range of its buffer.
-pub(super) struct Dense {
-    pub(super) tensor: FlexTensor,
-    pub(super) start: usize,
-}
-
-impl Dense {
-    /// From the first element to the end of the buffer, which may hold more than the tensor.
-    pub(super) fn elements<E: Stored>(&self) -> &[E] {
-        &self.tensor.storage::<E>()[self.start..]
-    }
-}
+/// Elements a thread takes at a time.
+pub(super) const CHUNK: usize = 32 * 1024;
+/// Tensors up to this size run on the calling thread: waking another costs a few microseconds, in which one
+/// thread computes 10,000 to 60,000 elements.
+pub(super) const SERIAL: usize = 2 * CHUNK;
+/// Elements that stay in the first-level cache from one loop over them to the next.
+pub(super) const BLOCK: usize = 1024;
 
 /// At most [`BLOCK`] numbers, to be computed anew.
 pub(super) enum Block<'a, W> {
@@ -144,37 +135,29 @@ macro_rules! each {
 }
 pub(super) use each;
 
-/// Computes a tensor block by block from one of the same shape: in its place where nobody else holds
-/// it, in a fresh buffer where somebody does. `f(position, block)` is called for every block.
-pub(super) fn rewrite<E: Stored>(
-    old: Dense,
-    f: impl Fn(usize, &mut Block<'_, E::Work>) + Sync,
-) -> FlexTensor {
-    rewrite_with::<E, _>(old, || (), |(), at, block| f(at, block)).0
-}
-
-/// The same with a state for each chunk of blocks; the states are returned in order.
-pub(super) fn rewrite_with<E: Stored, S: Send>(
-    old: Dense,
+/// Computes numbers anew in their place, with a state for each chunk of blocks: `f(state, position, block)`
+/// is called for every block. The states are returned in order.
+pub(super) fn compute_over<E: Stored, S: Send>(
+    numbers: &mut [E],
     state: impl Fn() -> S + Sync,
     f: impl Fn(&mut S, usize, &mut Block<'_, E::Work>) + Sync,
-) -> (FlexTensor, Vec<S>) {
-    let Dense { mut tensor, start } = old;
-    let n = tensor.layout().num_elements();
-    if n == 0 {
-        return (tensor, Vec::new());
-    }
-    if let Some(storage) = tensor.try_storage_mut::<E>() {
-        let states = map_chunks(&mut storage[start..start + n], |at, chunk| {
-            let mut state = state();
-            for (j, block) in chunk.chunks_mut(BLOCK).enumerate() {
-                E::with_block(Block::Over(block), |block| f(&mut state, at + j * BLOCK, block));
-            }
-            state
-        });
-        return (tensor, states);
-    }
-    let old = &tensor.storage::<E>()[start..start + n];
+) -> Vec<S> {
+    map_chunks(numbers, |at, chunk| {
+        let mut state = state();
+        for (j, block) in chunk.chunks_mut(BLOCK).enumerate() {
+            E::with_block(Block::Over(block), |block| f(&mut state, at + j * BLOCK, block));
+        }
+        state
+    })
+}
+
+/// The same in a fresh buffer.
+pub(super) fn compute_beside<E: Stored, S: Send>(
+    old: &[E],
+    state: impl Fn() -> S + Sync,
+    f: impl Fn(&mut S, usize, &mut Block<'_, E::Work>) + Sync,
+) -> (Vec<E>, Vec<S>) {
+    let n = old.len();
     let mut out = Vec::<E>::with_capacity(n);
     let states = map_chunks(&mut out.spare_capacity_mut()[..n], |at, chunk| {
         let mut state = state();
@@ -187,8 +170,7 @@ pub(super) fn rewrite_with<E: Stored, S: Send>(
     });
     // SAFETY: every one of the first n elements lies in a block, and `with_block` writes every block.
     unsafe { out.set_len(n) };
-    let layout = moved(tensor.layout(), start);
-    (FlexTensor::new(Bytes::from_elems(out), layout, tensor.dtype()), states)
+    (out, states)
 }
 
 /// Calls `f(position, chunk)` on chunks of [`CHUNK`] elements, in parallel if it pays, and returns what

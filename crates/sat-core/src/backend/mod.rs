@@ -8,18 +8,26 @@
 )]
 
 mod autodiff;
-#[cfg(feature = "flex")]
+#[cfg(any(feature = "flex", feature = "ndarray"))]
+#[cfg_attr(not(feature = "flex"), allow(dead_code, unused_imports))] // NdArray needs a part.
 mod block;
 mod composed;
 mod conv;
 #[cfg(feature = "cube")]
 mod cube;
+#[cfg(any(feature = "flex", feature = "ndarray"))]
+mod elementwise;
 #[cfg(feature = "flex")]
 mod flex;
 pub(crate) mod gate;
+#[cfg(feature = "ndarray")]
+mod ndarray;
 mod norm;
+#[cfg(any(feature = "flex", feature = "ndarray"))]
+#[cfg_attr(not(feature = "flex"), allow(dead_code, unused_imports))] // NdArray needs a part.
+mod number;
 mod step;
-#[cfg(feature = "flex")]
+#[cfg(any(feature = "flex", feature = "ndarray"))]
 mod threads;
 
 pub use conv::ConvBackend;
@@ -115,10 +123,6 @@ pub trait ActivationBackend: Backend {
         composed::parameter_backward::<Self>(x, parameters, grad, curve)
     }
 }
-
-#[cfg(feature = "ndarray")]
-#[allow(deprecated)] // Burn keeps NdArray working; so do we.
-impl ActivationBackend for burn::backend::NdArray {}
 
 /// Burn's fusion engine merges the composed body with its neighbours, which a kernel of our own would
 /// cut apart. By hand, not through the macro, so that the crate compiles beside an application with

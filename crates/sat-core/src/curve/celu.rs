@@ -6,13 +6,13 @@ pub(crate) struct Celu;
 impl Formula for Celu {
     #[inline(always)]
     fn value<V: Value>(x: V, [a, _]: [V; 2]) -> V {
-        let negative = a.clone() * (x.clone().at_most(0.0) / a).exp_m1_nonpositive();
+        let negative = a.clone() * (x.clone() / a).exp_m1_nonpositive();
         x.clone().if_positive(x, negative)
     }
 
     #[inline(always)]
     fn slope<V: Value>(x: V, [a, _]: [V; 2]) -> V {
-        let negative = (x.clone().at_most(0.0) / a).exp();
+        let negative = (x.clone() / a).exp();
         x.if_positive(V::lit(1.0), negative)
     }
 

@@ -11,7 +11,7 @@ impl Formula for LeakyRelu {
 
     #[inline(always)]
     fn slope<V: Value>(x: V, [a, _]: [V; 2]) -> V {
-        x.clone().if_positive(V::lit(1.0), a * x.one_or_nan())
+        x.clone().if_positive(V::lit(1.0), x.clone().if_nonpositive(a, x))
     }
 
     #[inline(always)]

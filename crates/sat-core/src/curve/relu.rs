@@ -11,7 +11,7 @@ impl Formula for Relu {
 
     #[inline(always)]
     fn slope<V: Value>(x: V, _: [V; 2]) -> V {
-        x.clone().if_nonpositive(V::lit(0.0), x.one_or_nan())
+        x.clone().if_nonpositive(V::lit(0.0), x.clone().if_positive(V::lit(1.0), x))
     }
 
     fn curvature_bound(_: [f64; 2]) -> f64 {

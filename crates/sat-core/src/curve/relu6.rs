@@ -11,7 +11,8 @@ impl Formula for Relu6 {
 
     #[inline(always)]
     fn slope<V: Value>(x: V, _: [V; 2]) -> V {
-        let below = (V::lit(6.0) - x.clone()).if_nonpositive(V::lit(0.0), x.clone().one_or_nan());
+        let inside = x.clone().if_positive(V::lit(1.0), x.clone());
+        let below = (V::lit(6.0) - x.clone()).if_nonpositive(V::lit(0.0), inside);
         x.if_nonpositive(V::lit(0.0), below)
     }
 

@@ -53,7 +53,6 @@ pub trait ConvBackend: Backend {
 }
 
 #[cfg(feature = "ndarray")]
-#[allow(deprecated)] // Burn keeps NdArray working; so do we.
 impl ConvBackend for burn::backend::NdArray {}
 
 #[cfg(feature = "cube")]

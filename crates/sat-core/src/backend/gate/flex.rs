@@ -2,9 +2,10 @@
 
 use super::GateBackend;
 use crate::backend::{
-    block::{Block, Dense, each, rewrite, rewrite_with},
-    flex::{BLOCK, CHUNK, SERIAL, Stored, by_dtype, for_each_instruction_set},
-    norm::{LANES, Number, Planes, total},
+    block::{BLOCK, Block, CHUNK, SERIAL, each},
+    flex::{Dense, by_dtype, rewrite, rewrite_with},
+    norm::{LANES, Planes, total},
+    number::{Number, Stored, for_each_instruction_set},
     threads::share,
 };
 use burn::{

@@ -43,7 +43,6 @@ pub trait GateBackend: Backend {
 }
 
 #[cfg(feature = "ndarray")]
-#[allow(deprecated)] // Burn keeps NdArray working; so do we.
 impl GateBackend for burn::backend::NdArray {}
 
 /// Reductions and products, which Burn's kernels do at the speed of memory.

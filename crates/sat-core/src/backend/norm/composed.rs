@@ -1,7 +1,10 @@
 //! The operations on whole tensors, made of Burn's own primitives: right on every backend.
 
 use super::{
-    super::composed::{narrow, parameter_slopes, slope, value, widen},
+    super::{
+        ActivationBackend,
+        composed::{narrow, parameter_slopes, widen},
+    },
     NormActivation,
 };
 use burn::{
@@ -99,7 +102,7 @@ fn preactivation<B: Backend>(
     }
 }
 
-pub(super) fn forward<B: Backend>(
+pub(super) fn forward<B: ActivationBackend>(
     x: FloatTensor<B>,
     affine: FloatTensor<B>,
     residual: Option<FloatTensor<B>>,
@@ -109,13 +112,14 @@ pub(super) fn forward<B: Backend>(
     let z = preactivation::<B>(x, affine, residual);
     let y = match activation.into_parts() {
         None => z,
-        Some((pair, parameters)) => value::<B>(z, parameters, pair.value),
+        Some((pair, None)) => B::activation(z, pair),
+        Some((pair, Some(parameters))) => B::parametric_activation(z, parameters, pair),
     };
     narrow::<B>(y, dtype)
 }
 
 /// dz in the type of the arithmetic.
-fn preactivation_gradient<B: Backend>(
+fn preactivation_gradient<B: ActivationBackend>(
     x: FloatTensor<B>,
     affine: FloatTensor<B>,
     residual: Option<FloatTensor<B>>,
@@ -127,12 +131,16 @@ fn preactivation_gradient<B: Backend>(
         None => grad,
         Some((pair, parameters)) => {
             let z = preactivation::<B>(x, affine, residual);
-            B::float_mul(grad, slope::<B>(z, parameters, pair.slope()))
+            let curve = pair.slope();
+            match parameters {
+                None => B::activation_backward(z, grad, curve),
+                Some(parameters) => B::parametric_activation_backward(z, parameters, grad, curve),
+            }
         }
     }
 }
 
-pub(super) fn backward<B: Backend>(
+pub(super) fn backward<B: ActivationBackend>(
     x: FloatTensor<B>,
     affine: FloatTensor<B>,
     residual: Option<FloatTensor<B>>,
@@ -155,7 +163,7 @@ pub(super) fn backward<B: Backend>(
     narrow::<B>(dx, dtype)
 }
 
-pub(super) fn backward_both<B: Backend>(
+pub(super) fn backward_both<B: ActivationBackend>(
     x: FloatTensor<B>,
     affine: FloatTensor<B>,
     residual: FloatTensor<B>,
@@ -169,7 +177,7 @@ pub(super) fn backward_both<B: Backend>(
     (narrow::<B>(dx, dtype), narrow::<B>(dz, dtype))
 }
 
-pub(super) fn sums<B: Backend>(
+pub(super) fn sums<B: ActivationBackend>(
     x: FloatTensor<B>,
     affine: FloatTensor<B>,
     residual: Option<FloatTensor<B>>,
@@ -179,7 +187,7 @@ pub(super) fn sums<B: Backend>(
     gradient_and_sums::<B>(x, affine, residual, grad, activation).1
 }
 
-pub(super) fn gradient_and_sums<B: Backend>(
+pub(super) fn gradient_and_sums<B: ActivationBackend>(
     x: FloatTensor<B>,
     affine: FloatTensor<B>,
     residual: Option<FloatTensor<B>>,

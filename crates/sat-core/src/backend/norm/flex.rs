@@ -8,19 +8,15 @@
 
 use super::{
     super::{
-        block::{Block, Dense, each, rewrite, rewrite_with},
-        flex::{
-            BLOCK, CHUNK, SERIAL, Stored, Work, by_dtype, for_each_instruction_set, moved, numbers,
-        },
+        block::{BLOCK, Block, CHUNK, SERIAL, each},
+        elementwise::Elementwise,
+        flex::{Dense, by_dtype, moved, rewrite, rewrite_with},
+        number::{Number, Stored, Work, for_each_instruction_set},
         threads::share,
     },
     NormActivation, NormBackend, Optional,
 };
-use crate::{
-    curve::{Curve, Formula, Visitor},
-    lane::Lane,
-    value::Value,
-};
+use crate::curve::{Curve, Formula, Visitor};
 use burn::{
     backend::{
         Flex,
@@ -29,11 +25,7 @@ use burn::{
     },
     tensor::{Bytes, DType, Element, ElementConversion, bf16, f16},
 };
-use core::{
-    marker::PhantomData,
-    mem::MaybeUninit,
-    ops::{Add, AddAssign, Mul, Range, Sub},
-};
+use core::{marker::PhantomData, mem::MaybeUninit, ops::Range};
 use std::sync::Mutex;
 
 impl NormBackend for Flex {
@@ -443,7 +435,7 @@ impl<W: Work> ActivationLoops<W> {
         let Some((pair, parameters)) = activation.into_parts() else {
             return Self { value: None, slope: None, learned: 0 };
         };
-        let parameters = parameters.as_ref().map(numbers);
+        let parameters = parameters.as_ref().map(Elementwise::numbers);
         Self {
             value: Some(CurveLoops::of(pair.value, parameters)),
             slope: Some(CurveLoops::of(pair.slope(), parameters)),
@@ -572,58 +564,7 @@ fn blocks<E>(start: usize, all: &[E]) -> impl Iterator<Item = (usize, &[E])> {
     all.chunks(BLOCK).enumerate().map(move |(i, block)| (start + i * BLOCK, block))
 }
 
-// --- Number types and their loops ---
-
-/// A number type of arithmetic.
-pub(in crate::backend) trait Number:
-    Element
-    + bytemuck::Pod
-    + Add<Output = Self>
-    + Sub<Output = Self>
-    + Mul<Output = Self>
-    + AddAssign
-    + Into<f64>
-{
-    const ZERO: Self;
-    /// f(z)
-    fn value<F: Formula, const FMA: bool>(z: Self, parameters: [f64; 2]) -> Self;
-    /// f'(z)
-    fn slope<F: Formula, const FMA: bool>(z: Self, parameters: [f64; 2]) -> Self;
-    /// df/da and df/db at z
-    fn parameter_slopes<F: Formula, const FMA: bool>(z: Self, parameters: [f64; 2]) -> [Self; 2];
-}
-
-impl Number for f32 {
-    const ZERO: Self = 0.0;
-    #[inline(always)]
-    fn value<F: Formula, const FMA: bool>(z: Self, parameters: [f64; 2]) -> Self {
-        F::value(Lane::<FMA>(z), parameters.map(Lane::lit)).0
-    }
-    #[inline(always)]
-    fn slope<F: Formula, const FMA: bool>(z: Self, parameters: [f64; 2]) -> Self {
-        F::slope(Lane::<FMA>(z), parameters.map(Lane::lit)).0
-    }
-    #[inline(always)]
-    fn parameter_slopes<F: Formula, const FMA: bool>(z: Self, parameters: [f64; 2]) -> [Self; 2] {
-        F::parameter_slopes(Lane::<FMA>(z), parameters.map(Lane::lit)).map(|slope| slope.0)
-    }
-}
-
-impl Number for f64 {
-    const ZERO: Self = 0.0;
-    #[inline(always)]
-    fn value<F: Formula, const FMA: bool>(z: Self, parameters: [f64; 2]) -> Self {
-        F::value(z, parameters)
-    }
-    #[inline(always)]
-    fn slope<F: Formula, const FMA: bool>(z: Self, parameters: [f64; 2]) -> Self {
-        F::slope(z, parameters)
-    }
-    #[inline(always)]
-    fn parameter_slopes<F: Formula, const FMA: bool>(z: Self, parameters: [f64; 2]) -> [Self; 2] {
-        F::parameter_slopes(z, parameters)
-    }
-}
+// --- Loops ---
 
 /// Sums over a run are kept in so many lanes: one would chain every addition to the one before it.
 pub(in crate::backend) const LANES: usize = 16;

@@ -20,9 +20,9 @@ mod flex;
 mod fusion;
 
 #[cfg(feature = "flex")]
-pub(super) use flex::{LANES, Number, Planes, total};
+pub(super) use flex::{LANES, Planes, total};
 
-use super::Pair;
+use super::{ActivationBackend, Pair};
 use crate::curve::Curve;
 use burn::backend::{Backend, ExtensionType, backend_extension, tensor::FloatTensor};
 
@@ -87,7 +87,7 @@ impl<B: Backend> NormActivation<B> {
     NdArray: cfg(feature = "ndarray"),
     Cube: cfg(feature = "cube"),
 )]
-pub trait NormBackend: Backend {
+pub trait NormBackend: ActivationBackend {
     /// f(z), with gradients for x, affine, the residual and learned parameters.
     fn affine_activation(
         x: FloatTensor<Self>,
@@ -172,7 +172,6 @@ pub trait NormBackend: Backend {
 }
 
 #[cfg(feature = "ndarray")]
-#[allow(deprecated)] // Burn keeps NdArray working; so do we.
 impl NormBackend for burn::backend::NdArray {}
 
 #[cfg(all(test, feature = "flex"))]

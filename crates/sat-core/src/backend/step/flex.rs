@@ -2,9 +2,9 @@
 
 use super::{
     super::{
-        block::{Block, Dense, rewrite},
-        flex::Stored,
-        norm::Number,
+        block::Block,
+        flex::{Dense, rewrite},
+        number::{Number, Stored},
     },
     StepBackend, composed,
 };

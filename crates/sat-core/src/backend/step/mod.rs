@@ -41,7 +41,6 @@ pub trait StepBackend: Backend {
 impl<B: Backend, C: CheckpointStrategy> StepBackend for Autodiff<B, C> {}
 
 #[cfg(feature = "ndarray")]
-#[allow(deprecated)] // Burn keeps NdArray working; so do we.
 impl StepBackend for burn::backend::NdArray {}
 
 /// Burn's fusion engine merges the composed body with its neighbours.
