@@ -271,6 +271,22 @@ pub(crate) fn normal_tail_slope<S: Single>(x: S) -> S {
     y.scaled(k) * h
 }
 
+/// The number as a term of a sum that is to be added as it is. A driver may take common factors out of sums
+/// and add terms in another order, which would put numbers together again from their digits; it cannot look
+/// through a comparison.
+#[inline(always)]
+pub(crate) fn apart<S: Single>(x: S) -> S {
+    x.at_least(-1e30)
+}
+
+/// c - x (y + rest) for a c near x y, without fused multiply-add: Dekker 1971. The product of the high
+/// digits is exact.
+#[inline(always)]
+pub(crate) fn difference_to_product<S: Single>(c: S, x: S, y: S, rest: S) -> S {
+    let ((x_high, x_low), (y_high, y_low)) = (x.clone().digits(), y.digits());
+    apart(c - x_high * y_high.clone()) - (x * (y_low + rest) + x_low * y_high)
+}
+
 /// The methods of [`Value`] that stand above.
 macro_rules! single_precision_functions {
     () => {
@@ -288,6 +304,13 @@ macro_rules! single_precision_functions {
             let (product, rest) = self.exact_product(other);
             let rest = product.clone().abs().if_at_most(1e4, rest, Self::lit(0.0));
             (product, rest)
+        }
+        #[inline(always)]
+        fn minus_product(self, x: Self, y: Self, rest: Self) -> Self {
+            if x.fuses() {
+                return (-x.clone()).fma(rest, (-x).fma(y, self));
+            }
+            $crate::single::difference_to_product(self, x, y, rest)
         }
         #[inline(always)]
         fn sigmoid(self) -> (Self, Self) {

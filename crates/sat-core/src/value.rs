@@ -64,6 +64,10 @@ pub(crate) trait Value:
     fn fma(self, y: Self, c: Self) -> Self {
         self * y + c
     }
+    /// self - x (y + rest), for a small rest; the product with y is not rounded where that matters.
+    fn minus_product(self, x: Self, y: Self, rest: Self) -> Self {
+        self - x * (y + rest)
+    }
     /// self / y for y from 2^-64 to 2^126, to 1 ulp if self and the quotient are finite and normal. Of
     /// -0 it may be 0.
     fn over(self, y: Self) -> Self {

@@ -26,11 +26,11 @@ impl Formula for SmoothRelu {
         let (x, t) = arguments(x, a.clone());
         let (log, bend) = t.clone().ln_1p_with_bend();
         let small = x.clone() * t.clone() * bend;
-        // x - log/a cancels, so 1/a has two parts and every product is rounded with its sum.
+        // x - log/a cancels, so 1/a has more digits than one number.
         let inverse = (V::lit(1.0) / a.clone()).rounded();
         let (whole, rest) = a.product(inverse.clone());
         let low = ((V::lit(1.0) - whole) - rest) * inverse.clone();
-        let large = (-log.clone()).fma(low, (-log).fma(inverse, x));
+        let large = x.minus_product(log, inverse, low);
         t.if_above(SMALL, large, small)
     }
 

@@ -5,7 +5,7 @@
 
 use crate::{
     curve::Formula,
-    single::{ROUND, Single, single_precision_functions},
+    single::{ROUND, Single, apart, difference_to_product, single_precision_functions},
     value::Value,
 };
 use burn_cubecl::cubecl::{self, ir::Scope, prelude::*};
@@ -253,11 +253,9 @@ impl<'a, N: Size> Single for Recorded<'a, N> {
             let product = self.clone().fma(other.clone(), Constant(-0.0));
             return (product.clone(), self.fma(other, -product));
         }
-        // Dekker 1971, because a fused multiply-add is not fused on every driver.
-        let ((x_high, x_low), (y_high, y_low)) = (self.digits(), other.digits());
-        let rest = x_high.clone() * y_high.clone() - product.clone();
-        let rest = rest + (x_high * y_low.clone() + x_low.clone() * y_high) + x_low * y_low;
-        (product, rest)
+        // A fused multiply-add is not fused on every driver.
+        let rest = difference_to_product(product.clone(), self, other, Constant(0.0));
+        (product, -rest)
     }
 
     fn exponent(self) -> (Self::Exponent, Self) {
@@ -323,7 +321,9 @@ impl<N: Size> Value for Recorded<'_, N> {
             }
             Constant(c) => Constant(f64::from(f32::from_bits((c as f32).to_bits() & 0xffff_f000))),
         };
-        (high.clone(), self - high)
+        let low = self.clone() - high.clone();
+        // CUDA's compiler merges products and sums and leaves the rest as it is.
+        (high, if self.is_cuda() { low } else { apart(low) })
     }
     fn abs(self) -> Self {
         self.unary(step::absolute::expand::<N>, f64::abs)
