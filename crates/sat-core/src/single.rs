@@ -27,8 +27,13 @@ pub(crate) trait Single: Value {
     }
     /// 2^-k for -127 <= k <= 126.
     fn inverse_power(k: Self::Exponent) -> Self;
-    /// The product as a rounded number and what rounding lost, for factors whose product is far from
-    /// both ends of the range.
+    /// A number of at least -1e38 as a term of a sum that is to be added as it is: a driver that may take out
+    /// common factors and add terms in another order would put numbers together again from their digits.
+    fn apart(self) -> Self {
+        self
+    }
+    /// The product as a rounded number and what rounding lost, to 2^-33 of it, for factors whose product is
+    /// far from both ends of the range.
     fn exact_product(self, other: Self) -> (Self, Self);
     /// k of x = 2^k y for a positive normal x, with y in [1, 2); also as a number.
     fn exponent(self) -> (Self::Exponent, Self);
@@ -220,7 +225,7 @@ pub(crate) fn times_normal<S: Single>(x: S) -> S {
             -5.589_708e-9,
         ],
     );
-    // z^2 = square + rest exactly: the exponential magnifies the rounding of z^2 by z^2/2.
+    // z^2 = square + rest: the exponential magnifies the rounding of z^2 by z^2/2.
     let (square, rest) = z.clone().exact_product(z.clone());
     // The whole exponent in powers of two, to 0.05 up to 5: near enough to take the integer from.
     let estimate = z.clone().fma(S::lit(-0.913_296), S::lit(-1.050_016_7));
@@ -271,20 +276,12 @@ pub(crate) fn normal_tail_slope<S: Single>(x: S) -> S {
     y.scaled(k) * h
 }
 
-/// The number as a term of a sum that is to be added as it is. A driver may take common factors out of sums
-/// and add terms in another order, which would put numbers together again from their digits; it cannot look
-/// through a comparison.
-#[inline(always)]
-pub(crate) fn apart<S: Single>(x: S) -> S {
-    x.at_least(-1e30)
-}
-
 /// c - x (y + rest) for a c near x y, without fused multiply-add: Dekker 1971. The product of the high
-/// digits is exact.
+/// digits is exact, what is left of it right to 2^-33 of the product.
 #[inline(always)]
 pub(crate) fn difference_to_product<S: Single>(c: S, x: S, y: S, rest: S) -> S {
     let ((x_high, x_low), (y_high, y_low)) = (x.clone().digits(), y.digits());
-    apart(c - x_high * y_high.clone()) - (x * (y_low + rest) + x_low * y_high)
+    (c - x_high * y_high.clone()).apart() - (x * (y_low + rest) + x_low * y_high)
 }
 
 /// The methods of [`Value`] that stand above.

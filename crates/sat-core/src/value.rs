@@ -5,7 +5,7 @@ use core::ops::{Add, Div, Mul, Neg, Sub};
 /// A number, or a tensor of numbers, on which a curve's formula is written once.
 ///
 /// The same generic formula serves four purposes: on `f64` it is the reference, on the crate's
-/// branch-free `f32` lanes it is the body of the Flex loops, on values that record what is done to them
+/// branch-free `f32` lanes it is the body of the CPU loops, on values that record what is done to them
 /// it writes the CubeCL kernels, and on tensor primitives it is the composed form of every other backend.
 ///
 /// All comparisons let a NaN take the *otherwise* branch, so a formula propagates NaN by putting the

@@ -621,8 +621,7 @@ fn nobody_elses_tensor_changes() {
 }
 
 /// A parameter that is a constant of the kernel is the `f32` number that a tensor would hold, and so is what is
-/// computed from it: if it had more digits there, what is cut off in the end would be missing. Seen on CUDA; the
-/// driver of WebGPU that was tried reorders the sums that make the difference.
+/// computed from it: if it had more digits there, what is cut off in the end would be missing.
 #[test]
 fn constant_parameters_give_what_learned_ones_give() {
     // a x from 1 to 4.5, where two large numbers cancel.

@@ -376,6 +376,44 @@ mod tests {
         }
     }
 
+    /// The gradients, in every type: the arithmetic is that of f32 for half precision.
+    #[test]
+    fn gradients_are_the_slopes_times_what_comes_from_above() {
+        let x: Vec<f64> = (-40..40).map(|i| f64::from(i) * 0.125).collect();
+        let grad: Vec<f64> = (0..80).map(|i| f64::from(i % 7) * 0.25 - 0.5).collect();
+        let types = [DType::F64, DType::F32, DType::F16, DType::BF16];
+        for (dtype, bound) in types.into_iter().zip([1e-12, 1e-6, 6e-4, 5e-3]) {
+            let tensor = |numbers: &[f64]| {
+                let data = TensorData::new(numbers.to_vec(), [numbers.len()]);
+                Tensor::<1>::from_data(data, (&Device::flex(), dtype)).into_dispatch()
+            };
+            for &curve in Curve::ALL {
+                let what = format!("{curve} in {dtype:?}");
+                let pairs = || x.iter().zip(&grad);
+                let got = value::<Dispatch>(tensor(&x), None, curve);
+                assert_eq!(got.dtype(), dtype);
+                let want: Vec<f64> = x.iter().map(|x| curve.value(*x)).collect();
+                assert_close(&to_vec(got), &want, bound, &what);
+                let got = backward::<Dispatch>(tensor(&x), None, tensor(&grad), curve);
+                assert_eq!(got.dtype(), dtype);
+                let want: Vec<f64> = pairs().map(|(x, g)| g * curve.derivative(*x)).collect();
+                assert_close(&to_vec(got), &want, bound, &what);
+                let parameters = to_vec(tensor(&curve.parameters()));
+                if parameters.is_empty() {
+                    continue;
+                }
+                let given = tensor(&parameters);
+                let got = parameter_backward::<Dispatch>(tensor(&x), given, tensor(&grad), curve);
+                assert_eq!(got.dtype(), dtype);
+                let sum = |i: usize| {
+                    pairs().map(|(x, g)| g * curve.parameter_derivatives(*x)[i]).sum::<f64>()
+                };
+                let want: Vec<f64> = (0..parameters.len()).map(sum).collect();
+                assert_close(&to_vec(got), &want, 20.0 * bound, &what);
+            }
+        }
+    }
+
     #[test]
     fn a_nan_stays_one() {
         for &curve in Curve::ALL {

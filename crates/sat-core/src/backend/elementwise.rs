@@ -114,6 +114,7 @@ pub(super) fn parameter_sums<E: Stored, F: Formula>(
     grad: &[E],
     parameters: [f64; 2],
 ) -> [f64; 2] {
+    assert_eq!(x.len(), grad.len(), "a gradient has the shape of its input");
     let of_block = |(x, grad): (&[E], &[E])| {
         E::with_read(x, |x| {
             E::with_read(grad, |grad| E::Work::parameter_sums::<F>(x, grad, parameters))

@@ -84,7 +84,7 @@ pub trait ActivationBackend: Backend {
         composed::value::<Self>(x, None, pair.value)
     }
 
-    /// The gradient for x: grad * f'(x).
+    /// The gradient for x: grad * f'(x). Has no gradient itself.
     fn activation_backward(
         x: FloatTensor<Self>,
         grad: FloatTensor<Self>,
@@ -102,7 +102,7 @@ pub trait ActivationBackend: Backend {
         composed::value::<Self>(x, Some(parameters), pair.value)
     }
 
-    /// The gradient for x: grad * df/dx.
+    /// The gradient for x: grad * df/dx. Has no gradient itself.
     fn parametric_activation_backward(
         x: FloatTensor<Self>,
         parameters: FloatTensor<Self>,
@@ -113,7 +113,7 @@ pub trait ActivationBackend: Backend {
     }
 
     /// The gradient for the parameters: the sums of grad * df/da and grad * df/db, in a tensor of
-    /// the parameters' shape.
+    /// the parameters' shape. Has no gradient itself.
     fn parametric_activation_parameter_backward(
         x: FloatTensor<Self>,
         parameters: FloatTensor<Self>,

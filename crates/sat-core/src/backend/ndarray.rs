@@ -67,7 +67,8 @@ impl Elementwise for NdArrayTensor {
 
     fn parameter_sums<F: Formula>(self, x: Self, parameters: [f64; 2]) -> [f64; 2] {
         with_arrays!(self, x, (grad, x) => {
-            let [grad, x] = [grad, x].map(contiguous);
+            let order = memory_order(&x);
+            let [grad, x] = [grad, x].map(|array| in_a_row(array, &order));
             elementwise::parameter_sums::<_, F>(slice(&x), slice(&grad), parameters)
         })
     }
@@ -94,36 +95,51 @@ fn scale_by_slope<E: Stored<Work = E> + Work, F: Formula>(
     parameters: [f64; 2],
 ) -> SharedArray<E> {
     assert_eq!(x.shape(), grad.shape(), "a gradient has the shape of its input");
-    let x = contiguous(x);
+    let x = in_a_row(x, &memory_order(&grad));
     let x = slice(&x);
     rewrite(grad, |at, grad| E::scale_by_slope::<F>(&x[at..at + grad.len()], grad, parameters))
 }
 
 /// Computes an array block by block from one of the same shape: in its place where nobody else holds
-/// it, in a fresh buffer where somebody does. `f(position, block)` is called for every block.
+/// it, in a fresh buffer where somebody does. `f(position, block)` is called for every block, with the
+/// position in [`memory_order`].
 fn rewrite<E: Stored<Work = E> + Number>(
     old: SharedArray<E>,
     f: impl Fn(usize, &mut Block<'_, E>) + Sync,
 ) -> SharedArray<E> {
     let f = |(): &mut (), at: usize, block: &mut Block<'_, E>| f(at, block);
-    let mut old = contiguous(old);
-    if old.is_unique() {
-        compute_over(old.as_slice_mut().expect("it is contiguous"), || (), f);
-        return old;
-    }
-    let (new, _) = compute_beside(slice(&old), || (), f);
-    SharedArray::from_shape_vec(old.raw_dim(), new).expect("there are as many numbers as before")
+    let order = memory_order(&old);
+    let mut places = vec![0; order.len()];
+    order.iter().enumerate().for_each(|(place, axis)| places[*axis] = place);
+    let mut old = in_a_row(old, &order);
+    let new = if old.is_unique() {
+        compute_over(old.as_slice_mut().expect("it is in a row"), || (), f);
+        old
+    } else {
+        let (new, _) = compute_beside(slice(&old), || (), f);
+        SharedArray::from_shape_vec(old.raw_dim(), new)
+            .expect("there are as many numbers as before")
+    };
+    new.permuted_axes(places)
 }
 
-/// The array with its elements in a row, copied where they are not.
-fn contiguous<E: Number>(array: SharedArray<E>) -> SharedArray<E> {
+/// The axes by falling stride: elementwise work does not care about the order of the axes.
+fn memory_order<E>(array: &SharedArray<E>) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..array.ndim()).collect();
+    order.sort_by_key(|axis| core::cmp::Reverse(array.strides()[*axis]));
+    order
+}
+
+/// The array with its axes in this order and its elements in a row, copied where they are not.
+fn in_a_row<E: Number>(array: SharedArray<E>, order: &[usize]) -> SharedArray<E> {
+    let array = array.permuted_axes(order);
     if array.is_standard_layout() {
         return array;
     }
     array.as_standard_layout().into_owned().into_shared()
 }
 
-/// The elements of a contiguous array.
+/// The elements of an array that has them in a row.
 fn slice<E>(array: &SharedArray<E>) -> &[E] {
-    array.as_slice().expect("it is contiguous")
+    array.as_slice().expect("it is in a row")
 }

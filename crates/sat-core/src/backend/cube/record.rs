@@ -5,7 +5,7 @@
 
 use crate::{
     curve::Formula,
-    single::{ROUND, Single, apart, difference_to_product, single_precision_functions},
+    single::{ROUND, Single, difference_to_product, single_precision_functions},
     value::Value,
 };
 use burn_cubecl::cubecl::{self, ir::Scope, prelude::*};
@@ -246,6 +246,12 @@ impl<'a, N: Size> Single for Recorded<'a, N> {
         Self::power((scope, NativeExponent(k)), 0)
     }
 
+    fn apart(self) -> Self {
+        // CUDA's compiler merges products and sums and leaves the rest as it is. No driver looks through a
+        // comparison.
+        if self.is_cuda() { self } else { self.at_least(-1e38) }
+    }
+
     fn exact_product(self, other: Self) -> (Self, Self) {
         let product = self.clone() * other.clone();
         if product.is_cuda() {
@@ -321,9 +327,7 @@ impl<N: Size> Value for Recorded<'_, N> {
             }
             Constant(c) => Constant(f64::from(f32::from_bits((c as f32).to_bits() & 0xffff_f000))),
         };
-        let low = self.clone() - high.clone();
-        // CUDA's compiler merges products and sums and leaves the rest as it is.
-        (high, if self.is_cuda() { low } else { apart(low) })
+        (high.clone(), (self - high).apart())
     }
     fn abs(self) -> Self {
         self.unary(step::absolute::expand::<N>, f64::abs)

@@ -466,8 +466,8 @@ mod tests {
         assert_close::<4>(dz, want_dz, dtype, &what("both, dz"));
     }
 
-    /// The composed bodies, computed with Flex's primitives, are what runs on the backends that have
-    /// neither loops nor kernels of their own.
+    /// The composed bodies, computed with the device's primitives and its activations, are what runs on the
+    /// backends that have no loops or kernels for normalisations.
     #[test]
     fn the_composed_form_is_what_loops_and_kernels_compute() {
         let probe =
