@@ -194,3 +194,10 @@ fn wide_resnet16_4() {
     let config = PreActResNetConfig::wide(2, 4).with_activation("relu".parse().unwrap());
     agrees("wide_resnet16_4", config.into());
 }
+
+#[test]
+fn networks_of_deep_mind() {
+    let relu = |config: PreActResNetConfig| config.with_activation("relu".parse().unwrap());
+    agrees("dm_wide_resnet16_4", relu(PreActResNetConfig::deep_mind_wide(2, 4)).into());
+    agrees("dm_preact_resnet18", with_relu(ModelName::DmPreActResNet18));
+}

@@ -80,6 +80,83 @@ class PreActResNet18(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
+class DeepMindBlock(nn.Module):
+    """norm, relu, conv, twice, with names by a list; stride 2 is padded right and below."""
+
+    def __init__(self, c_in, c_out, stride, convs, of_input):
+        super().__init__()
+        self.stride, self.convs, self.of_input = stride, convs, of_input
+        self.batchnorm_0 = nn.BatchNorm2d(c_in)
+        self.batchnorm_1 = nn.BatchNorm2d(c_out)
+        self.relu = nn.ReLU()
+        setattr(self, convs[0], nn.Conv2d(c_in, c_out, 3, stride, bias=False))
+        setattr(self, convs[1], nn.Conv2d(c_out, c_out, 3, padding=1, bias=False))
+        if stride != 1 or c_in != c_out:
+            self.shortcut = nn.Conv2d(c_in, c_out, 3 if of_input else 1, stride, bias=False)
+
+    def pad(self, x):
+        return F.pad(x, (1, 1, 1, 1) if self.stride == 1 else (0, 1, 0, 1))
+
+    def forward(self, x):
+        out = self.relu(self.batchnorm_0(x))
+        if hasattr(self, "shortcut"):
+            x = self.shortcut(self.pad(x) if self.of_input else out)
+        out = getattr(self, self.convs[0])(self.pad(out))
+        return getattr(self, self.convs[1])(self.relu(self.batchnorm_1(out))) + x
+
+
+class DeepMind(nn.Module):
+    """What DMWideResNet and DMPreActResNet have in common; their stages and first convolution differ."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([0.51, 0.47, 0.43]).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.26, 0.24, 0.28]).view(3, 1, 1))
+        self.batchnorm = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU()
+        self.logits = nn.Linear(channels, 10)
+
+    def forward(self, x):
+        x = self.stages((x - self.mean) / self.std)
+        return self.logits(self.relu(self.batchnorm(x)).mean((2, 3)))
+
+
+def deep_mind_stage(c_in, c_out, blocks, stride, convs, of_input):
+    return [DeepMindBlock(c_in if i == 0 else c_out, c_out, stride if i == 0 else 1, convs, of_input)
+            for i in range(blocks)]
+
+
+class DeepMindWide(DeepMind):
+    def __init__(self, blocks, widen):
+        super().__init__(64 * widen)
+        self.init_conv = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.layer = nn.Sequential()
+        for c_in, c_out, stride in [(16, 16 * widen, 1), (16 * widen, 32 * widen, 2),
+                                    (32 * widen, 64 * widen, 2)]:
+            group = nn.Module()
+            group.block = nn.Sequential(
+                *deep_mind_stage(c_in, c_out, blocks, stride, ("conv_0", "conv_1"), False))
+            group.forward = group.block.forward
+            self.layer.append(group)
+
+    def stages(self, x):
+        return self.layer(self.init_conv(x))
+
+
+class DeepMindPreAct(DeepMind):
+    def __init__(self):
+        super().__init__(512)
+        self.conv_2d = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        for i, (c_in, c_out, stride) in enumerate(
+                [(64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2)]):
+            convs = ("conv_2d_1", "conv_2d_2")
+            stage = deep_mind_stage(c_in, c_out, 2, stride, convs, True)
+            setattr(self, f"layer_{i}", nn.Sequential(*stage))
+
+    def stages(self, x):
+        return self.layer_3(self.layer_2(self.layer_1(self.layer_0(self.conv_2d(x)))))
+
+
 class WideStage(nn.Module):
     def __init__(self, *args):
         super().__init__()
@@ -118,6 +195,8 @@ MODELS = {
     "preact_resnet18_input": (lambda: PreActResNet18(of_input=True), 32),
     "preact_resnet18_norm": (lambda: PreActResNet18(norm=True), 32),
     "wide_resnet16_4": (lambda: WideResNet(2, 4), 32),
+    "dm_wide_resnet16_4": (lambda: DeepMindWide(2, 4), 32),
+    "dm_preact_resnet18": (DeepMindPreAct, 32),
 }
 
 

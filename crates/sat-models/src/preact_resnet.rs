@@ -1,9 +1,9 @@
 //! Residual networks with normalisation and activation before each convolution: PreActResNet and
 //! WideResNet.
 
-use burn::module::Module;
-use burn::nn::Linear;
-use burn::tensor::{Device, Tensor};
+use burn::module::{Module, RunningState};
+use burn::nn::{Linear, PaddingConfig2d};
+use burn::tensor::{Device, Tensor, TensorData};
 use sat_core::{
     ActivationConfig, BatchNormAct, Gradient, SharedParameters, channel_means, replace_activations,
 };
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{ConfigError, check_size, common_setters};
 use crate::cost::{Size, Tally};
-use crate::init::{Conv2d, Family, Initialization, LayerBuilder, square};
+use crate::init::{Conv2d, Conv2dConfig, Family, Initialization, LayerBuilder, square};
 use crate::resnet::{StageConfig, beside_norms, each_block, in_stage, stage_outputs};
 use crate::weights::StateDict;
 
@@ -26,6 +26,37 @@ pub enum PreActStyle {
     /// A last BatchNorm and activation. Names of WideResNets in TRADES and RobustBench:
     /// `block1.layer.0.convShortcut`, `fc`.
     Wide,
+    /// DeepMind's WideResNets, `DMWideResNet` in RobustBench: a last BatchNorm and activation; images are
+    /// normalised inside, by statistics that lie beside the weights; 3×3 convolutions of stride 2 are
+    /// padded right and below alone. Names: `init_conv`, `layer.0.block.0.batchnorm_0`, `logits`.
+    DeepMindWide,
+    /// DeepMind's PreActResNets, `DMPreActResNet` in RobustBench: as
+    /// [`DeepMindWide`](Self::DeepMindWide), with 3×3 shortcuts. Names: `conv_2d`,
+    /// `layer_0.0.conv_2d_1`, `logits`.
+    DeepMindPreAct,
+}
+
+impl PreActStyle {
+    fn is_deep_mind(self) -> bool {
+        matches!(self, Self::DeepMindWide | Self::DeepMindPreAct)
+    }
+
+    /// The 3×3 convolution that may reduce the size.
+    fn reducing(self, channels: [usize; 2], stride: usize) -> Conv2dConfig {
+        let conv = square(channels, 3, stride);
+        if self.is_deep_mind() && stride != 1 {
+            return conv.with_padding(PaddingConfig2d::Explicit(0, 0, 1, 1));
+        }
+        conv
+    }
+
+    /// The convolution of a shortcut.
+    fn shortcut(self, channels: [usize; 2], stride: usize) -> Conv2dConfig {
+        match self {
+            Self::DeepMindPreAct => self.reducing(channels, stride),
+            _ => square(channels, 1, stride),
+        }
+    }
 }
 
 /// What a shortcut convolves where a block changes the shape. The two have the same weights and give
@@ -89,6 +120,20 @@ impl PreActResNetConfig {
         Self::rgb(16, vec![stage(16, 1), stage(32, 2), stage(64, 2)], PreActStyle::Wide)
     }
 
+    /// DeepMind's WideResNet, whose sizes are those of [`wide`](Self::wide): RobustBench's
+    /// WideResNet-28-10 and WideResNet-70-16 with Swish, which is SiLU, are `deep_mind_wide(4, 10)` and
+    /// `deep_mind_wide(11, 16)`. It takes images in \[0, 1\]: mean and deviation of the pixels come with the
+    /// weights, and are CIFAR-10's until then (0.5 each where images are not of three channels).
+    pub fn deep_mind_wide(blocks: usize, widen: usize) -> Self {
+        Self { style: PreActStyle::DeepMindWide, ..Self::wide(blocks, widen) }
+    }
+
+    /// DeepMind's PreActResNet-18; it takes images as [`deep_mind_wide`](Self::deep_mind_wide) does.
+    pub fn deep_mind_preact_resnet18() -> Self {
+        let style = PreActStyle::DeepMindPreAct;
+        Self { style, shortcut: PreActShortcut::Input, ..Self::preact_resnet18() }
+    }
+
     fn rgb(stem_channels: usize, stages: Vec<StageConfig>, style: PreActStyle) -> Self {
         Self {
             input_channels: 3,
@@ -141,18 +186,22 @@ impl PreActResNetConfig {
             for i in 0..stage.blocks {
                 let stride = if i == 0 { stage.stride } else { 1 };
                 let shape = [channels, stage.channels];
-                blocks.push(Block::new(shape, stride, self.shortcut, activation, &mut layers));
+                blocks.push(Block::new(shape, stride, self, &mut layers));
                 channels = stage.channels;
             }
             stages.push(blocks);
         }
         let bn1 = match self.style {
             PreActStyle::PreAct => None,
-            PreActStyle::PreActNorm | PreActStyle::Wide => Some(layers.norm(channels, activation)),
+            _ => Some(layers.norm(channels, activation)),
         };
+        let pixels = self
+            .style
+            .is_deep_mind()
+            .then(|| PixelStatistics::new(self.input_channels, layers.device()));
         let fc = layers.linear(channels, self.classes);
         let shared = activation.init_shared(layers.device());
-        PreActResNet { conv1, stages, bn1, fc, shared, style: self.style }
+        PreActResNet { pixels, conv1, stages, bn1, fc, shared, style: self.style }
     }
 }
 
@@ -173,18 +222,18 @@ impl Block {
     fn new(
         [c_in, c_out]: [usize; 2],
         stride: usize,
-        shortcut_of: PreActShortcut,
-        activation: &ActivationConfig,
+        config: &PreActResNetConfig,
         layers: &mut LayerBuilder<'_>,
     ) -> Self {
+        let (style, activation) = (config.style, &config.activation);
         let reshapes = stride != 1 || c_in != c_out;
         Self {
             bn1: layers.norm(c_in, activation),
-            conv1: layers.conv(square([c_in, c_out], 3, stride)),
+            conv1: layers.conv(style.reducing([c_in, c_out], stride)),
             bn2: layers.norm(c_out, activation),
             conv2: layers.conv(square([c_out, c_out], 3, 1)),
-            shortcut: reshapes.then(|| layers.conv(square([c_in, c_out], 1, stride))),
-            shortcut_of,
+            shortcut: reshapes.then(|| layers.conv(style.shortcut([c_in, c_out], stride))),
+            shortcut_of: config.shortcut,
         }
     }
 
@@ -218,11 +267,36 @@ impl Block {
     }
 }
 
+/// x becomes (x - mean)/std, for `[channels, 1, 1]` of each, which nobody trains.
+#[derive(Module, Debug)]
+struct PixelStatistics {
+    mean: RunningState<Tensor<3>>,
+    std: RunningState<Tensor<3>>,
+}
+
+impl PixelStatistics {
+    fn new(channels: usize, device: &Device) -> Self {
+        let [mean, std] = match channels {
+            3 => [vec![0.4914, 0.4822, 0.4465], vec![0.2471, 0.2435, 0.2616]],
+            _ => [vec![0.5; channels], vec![0.5; channels]],
+        }
+        .map(|values: Vec<f32>| TensorData::new(values, [channels, 1, 1]))
+        .map(|data| RunningState::new(Tensor::from_data(data, device)));
+        Self { mean, std }
+    }
+
+    fn forward(&self, images: Tensor<4>) -> Tensor<4> {
+        let [mean, std] = [&self.mean, &self.std].map(|state| state.value().unsqueeze::<4>());
+        (images - mean) / std
+    }
+}
+
 /// A residual network of pre-activation blocks. Made by [`PreActResNetConfig::init`].
 ///
 /// [`ResNet`](crate::ResNet) says how `valid()` and `clone()` behave.
 #[derive(Module, Debug)]
 pub struct PreActResNet {
+    pixels: Option<PixelStatistics>,
     conv1: Conv2d,
     stages: Vec<Vec<Block>>,
     bn1: Option<BatchNormAct>,
@@ -245,13 +319,20 @@ impl PreActResNet {
     /// If the images do not have `input_channels` channels or are on another device.
     pub fn forward(&self, images: Tensor<4>) -> Tensor<2> {
         let shared = self.shared.as_ref();
-        let x = self.conv1.forward(images);
+        let x = self.stem(images);
         let x = self.stages.iter().flatten().fold(x, |x, block| block.forward(x, shared));
         let x = match &self.bn1 {
             Some(norm) => norm.forward_shared(x, None, shared),
             None => x,
         };
         self.fc.forward(channel_means(x))
+    }
+
+    fn stem(&self, images: Tensor<4>) -> Tensor<4> {
+        self.conv1.forward(match &self.pixels {
+            Some(pixels) => pixels.forward(images),
+            None => images,
+        })
     }
 
     /// The output of each stage, `[batch, channels, height, width]`, from the first stage to the last:
@@ -262,7 +343,7 @@ impl PreActResNet {
     /// As [`forward`](Self::forward).
     pub fn features(&self, images: Tensor<4>) -> Vec<Tensor<4>> {
         let shared = self.shared.as_ref();
-        stage_outputs(self.conv1.forward(images), &self.stages, |block, x| block.forward(x, shared))
+        stage_outputs(self.stem(images), &self.stages, |block, x| block.forward(x, shared))
     }
 
     pub(crate) fn tally(&self, tally: &mut Tally, size: Size) {
@@ -300,6 +381,28 @@ impl PreActResNet {
     }
 }
 
+impl PreActResNet {
+    fn deep_mind_key(&self, path: &str) -> String {
+        let is_wide = self.style == PreActStyle::DeepMindWide;
+        let path = beside_norms(path);
+        let Some((stage, rest)) = in_stage(&path) else {
+            return path
+                .replace("pixels.", "")
+                .replace("conv1.", if is_wide { "init_conv." } else { "conv_2d." })
+                .replace("bn1.", "batchnorm.")
+                .replace("fc.", "logits.");
+        };
+        let rest = rest.replace("bn1.", "batchnorm_0.").replace("bn2.", "batchnorm_1.");
+        if is_wide {
+            let rest = rest.replace("conv1.", "conv_0.").replace("conv2.", "conv_1.");
+            format!("layer.{stage}.block.{rest}")
+        } else {
+            let rest = rest.replace("conv1.", "conv_2d_1.").replace("conv2.", "conv_2d_2.");
+            format!("layer_{stage}.{rest}")
+        }
+    }
+}
+
 #[cfg(feature = "attack")]
 impl sat_attack::Classifier for PreActResNet {
     fn logits(&self, images: Tensor<4>) -> Tensor<2> {
@@ -309,6 +412,9 @@ impl sat_attack::Classifier for PreActResNet {
 
 impl StateDict for PreActResNet {
     fn state_key(&self, path: &str) -> String {
+        if self.style.is_deep_mind() {
+            return self.deep_mind_key(path);
+        }
         let is_wide = self.style == PreActStyle::Wide;
         beside_norms(&match in_stage(path) {
             Some((stage, rest)) if is_wide => {

@@ -72,6 +72,9 @@ model_names! {
     PreActResNet18, "preact_resnet18", PreActResNetConfig::preact_resnet18(), 32;
     WideResNet28x10, "wide_resnet28_10", PreActResNetConfig::wide(4, 10), 32;
     WideResNet34x10, "wide_resnet34_10", PreActResNetConfig::wide(5, 10), 32;
+    DmPreActResNet18, "dm_preact_resnet18", PreActResNetConfig::deep_mind_preact_resnet18(), 32;
+    DmWideResNet28x10, "dm_wide_resnet28_10", PreActResNetConfig::deep_mind_wide(4, 10), 32;
+    DmWideResNet70x16, "dm_wide_resnet70_16", PreActResNetConfig::deep_mind_wide(11, 16), 32;
     EfficientNetB0, "efficientnet_b0", EfficientNetConfig::b0(), 224;
     EfficientNetB1, "efficientnet_b1", EfficientNetConfig::b1(), 240;
     EfficientNetB2, "efficientnet_b2", EfficientNetConfig::b2(), 260;

@@ -603,3 +603,45 @@ proptest! {
         let _ = load(&tiny(), &archive(&[&[("sys_info", &system[..])][..], &parts].concat()));
     }
 }
+
+#[test]
+fn networks_of_deep_mind_have_their_names_and_bring_their_pixels_along() {
+    let wide: NetworkConfig = PreActResNetConfig::deep_mind_wide(1, 1).into();
+    let saved = tensors(&wide.init(1, &Device::flex()));
+    for key in [
+        "init_conv.weight",
+        "layer.0.block.0.batchnorm_0.weight",
+        "layer.1.block.0.conv_0.weight",
+        "layer.1.block.0.batchnorm_1.running_var",
+        "layer.2.block.0.conv_1.weight",
+        "layer.2.block.0.shortcut.weight",
+        "batchnorm.bias",
+        "logits.weight",
+    ] {
+        assert!(saved.contains_key(key), "{key} is not in {:?}", saved.keys());
+    }
+    let preact: NetworkConfig = PreActResNetConfig {
+        stem_channels: 2,
+        stages: vec![StageConfig { channels: 3, blocks: 1, stride: 2 }],
+        ..PreActResNetConfig::deep_mind_preact_resnet18()
+    }
+    .into();
+    let of_preact = tensors(&preact.init(1, &Device::flex()));
+    for key in ["conv_2d.weight", "layer_0.0.conv_2d_1.weight", "layer_0.0.batchnorm_0.bias"] {
+        assert!(of_preact.contains_key(key), "{key} is not in {:?}", of_preact.keys());
+    }
+    assert_eq!(of_preact["layer_0.0.shortcut.weight"].0, [3, 2, 3, 3]);
+
+    let logits = |mean: f32, std: f32, pixel: f32| {
+        let mut theirs = saved.clone();
+        for (key, value) in [("mean", mean), ("std", std)] {
+            let tensor = (vec![3, 1, 1], vec![value; 3]);
+            assert!(theirs.insert(key.into(), tensor).is_some());
+        }
+        let model = load(&wide, &checkpoint(Container::Zip, &[], &theirs)).unwrap();
+        let images = burn::tensor::Tensor::full([1, 3, 8, 8], pixel, &Device::flex());
+        model.forward(images).try_into_vec_as::<f32>().unwrap()
+    };
+    assert_eq!(logits(0.5, 0.25, 0.75), logits(0.0, 1.0, 1.0));
+    assert_ne!(logits(0.5, 0.25, 0.75), logits(0.0, 1.0, 0.75));
+}

@@ -13,7 +13,7 @@ fn cost(name: &str) -> Cost {
 }
 
 /// Parameters as the original implementations have them, with their number of classes.
-const PARAMETERS: [(&str, u64); 34] = [
+const PARAMETERS: [(&str, u64); 37] = [
     ("resnet20", 272_474),
     ("resnet32", 466_906),
     ("resnet44", 661_338),
@@ -32,6 +32,9 @@ const PARAMETERS: [(&str, u64); 34] = [
     ("wide_resnet28_10", 36_479_194),
     ("wide_resnet34_10", 46_160_474),
     ("preact_resnet18", 11_171_146),
+    ("dm_preact_resnet18", 12_548_426),
+    ("dm_wide_resnet28_10", 36_479_194),
+    ("dm_wide_resnet70_16", 266_796_506),
     ("efficientnet_b0", 5_288_548),
     ("efficientnet_b1", 7_794_184),
     ("efficientnet_b2", 9_109_994),
