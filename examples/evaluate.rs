@@ -461,7 +461,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         "network {name}, activation {activation}, {}; {} images of {} by {} pixels",
         match &normalization {
             Some((mean, std)) => format!("normalised by mean {mean:?} and deviation {std:?}"),
-            None => "images not normalised".to_owned(),
+            None => "images as they are".to_owned(),
         },
         data.len(),
         data.height(),

@@ -110,8 +110,8 @@ class DeepMind(nn.Module):
 
     def __init__(self, channels):
         super().__init__()
-        self.register_buffer("mean", torch.tensor([0.51, 0.47, 0.43]).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor([0.26, 0.24, 0.28]).view(3, 1, 1))
+        for name, values in [("mean", [0.4914, 0.4822, 0.4465]), ("std", [0.2471, 0.2435, 0.2616])]:
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
         self.batchnorm = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU()
         self.logits = nn.Linear(channels, 10)

@@ -73,6 +73,16 @@ pub enum ConfigError {
         /// Where it may lie, in words.
         range: &'static str,
     },
+    /// A field does not have one number for each channel of the images.
+    #[error("network configuration: `{field}` has {values} numbers for {channels} input channels")]
+    Channels {
+        /// The field.
+        field: String,
+        /// How many numbers it has.
+        values: usize,
+        /// The number of channels.
+        channels: usize,
+    },
     /// The activation has a parameter out of its range.
     #[error("network configuration: `activation`: {0}")]
     Activation(#[from] ActivationError),

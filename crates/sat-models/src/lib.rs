@@ -57,7 +57,9 @@ pub use efficientnet::{
 };
 pub use init::Initialization;
 pub use network::{Model, NetworkConfig};
-pub use preact_resnet::{PreActResNet, PreActResNetConfig, PreActShortcut, PreActStyle};
+pub use preact_resnet::{
+    PixelStatistics, PreActResNet, PreActResNetConfig, PreActShortcut, PreActStyle,
+};
 pub use pretrained::{Pretrained, Torchvision, pretrained};
 pub use registry::{ModelName, UnknownModel};
 pub use resnet::{BlockConfig, Pool, ResNet, ResNetConfig, StageConfig, StemConfig};

@@ -1,7 +1,7 @@
 //! Residual networks with normalisation and activation before each convolution: PreActResNet and
 //! WideResNet.
 
-use burn::module::{Module, RunningState};
+use burn::module::Module;
 use burn::nn::{Linear, PaddingConfig2d};
 use burn::tensor::{Device, Tensor, TensorData};
 use sat_core::{
@@ -9,7 +9,7 @@ use sat_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::config::{ConfigError, check_size, common_setters};
+use crate::config::{ConfigError, check_range, check_size, common_setters};
 use crate::cost::{Size, Tally};
 use crate::init::{Conv2d, Conv2dConfig, Family, Initialization, LayerBuilder, square};
 use crate::resnet::{StageConfig, beside_norms, each_block, in_stage, stage_outputs};
@@ -26,13 +26,13 @@ pub enum PreActStyle {
     /// A last BatchNorm and activation. Names of WideResNets in TRADES and RobustBench:
     /// `block1.layer.0.convShortcut`, `fc`.
     Wide,
-    /// DeepMind's WideResNets, `DMWideResNet` in RobustBench: a last BatchNorm and activation; images are
-    /// normalised inside, by statistics that lie beside the weights; 3×3 convolutions of stride 2 are
-    /// padded right and below alone. Names: `init_conv`, `layer.0.block.0.batchnorm_0`, `logits`.
+    /// DeepMind's WideResNets, `DMWideResNet` in RobustBench: a last BatchNorm and activation; 3×3
+    /// convolutions of stride 2 are padded right and below alone; shortcuts are
+    /// [`Activated`](PreActShortcut::Activated). Names: `init_conv`, `layer.0.block.0.batchnorm_0`, `logits`.
     DeepMindWide,
-    /// DeepMind's PreActResNets, `DMPreActResNet` in RobustBench: as
-    /// [`DeepMindWide`](Self::DeepMindWide), with 3×3 shortcuts. Names: `conv_2d`,
-    /// `layer_0.0.conv_2d_1`, `logits`.
+    /// DeepMind's PreActResNets, `DMPreActResNet` in RobustBench: padded as
+    /// [`DeepMindWide`](Self::DeepMindWide); shortcuts are 3×3, of the [`Input`](PreActShortcut::Input). Names:
+    /// `conv_2d`, `layer_0.0.conv_2d_1`, `logits`.
     DeepMindPreAct,
 }
 
@@ -48,6 +48,15 @@ impl PreActStyle {
             return conv.with_padding(PaddingConfig2d::Explicit(0, 0, 1, 1));
         }
         conv
+    }
+
+    /// What shortcuts convolve, where the style leaves a choice the chosen one.
+    fn shortcut_of(self, chosen: PreActShortcut) -> PreActShortcut {
+        match self {
+            Self::DeepMindWide => PreActShortcut::Activated,
+            Self::DeepMindPreAct => PreActShortcut::Input,
+            _ => chosen,
+        }
     }
 
     /// The convolution of a shortcut.
@@ -68,8 +77,58 @@ pub enum PreActShortcut {
     /// `PreActBlockV2` or `out_shortcut`.
     #[default]
     Activated,
-    /// The block's input: RobustBench's `PreActBlock`.
+    /// The block's input: RobustBench's `PreActBlock` and `DMPreActResNet`.
     Input,
+}
+
+/// Mean and standard deviation of a data set's pixels, a number of each for a channel: x becomes
+/// (x - mean)/std.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PixelStatistics {
+    /// The means.
+    pub mean: Vec<f32>,
+    /// The standard deviations, positive.
+    pub std: Vec<f32>,
+}
+
+impl PixelStatistics {
+    /// Those that RobustBench has for CIFAR-10.
+    pub fn cifar10() -> Self {
+        Self { mean: vec![0.4914, 0.4822, 0.4465], std: vec![0.2471, 0.2435, 0.2616] }
+    }
+
+    /// Those that RobustBench has for CIFAR-100.
+    pub fn cifar100() -> Self {
+        Self { mean: vec![0.5071, 0.4865, 0.4409], std: vec![0.2673, 0.2564, 0.2762] }
+    }
+
+    fn check(&self, channels: usize) -> Result<(), ConfigError> {
+        for (field, values) in [("pixels.mean", &self.mean), ("pixels.std", &self.std)] {
+            if values.len() != channels {
+                let (field, values) = (field.to_owned(), values.len());
+                return Err(ConfigError::Channels { field, values, channels });
+            }
+        }
+        for mean in &self.mean {
+            check_range("pixels.mean", (*mean).into(), "finite", f64::is_finite)?;
+        }
+        for std in &self.std {
+            let is_inside = |std: f64| std.is_finite() && std > 0.0;
+            check_range("pixels.std", (*std).into(), "finite and positive", is_inside)?;
+        }
+        Ok(())
+    }
+
+    fn normalize(&self, images: Tensor<4>) -> Tensor<4> {
+        let device = images.device().without_autodiff();
+        let per_channel = |values: &[f32]| {
+            let data = TensorData::new(values.to_vec(), [1, values.len(), 1, 1]);
+            Tensor::<4>::from_data(data, (&device, images.dtype()))
+        };
+        let (mean, std) = (per_channel(&self.mean), per_channel(&self.std));
+        (images - mean) / std
+    }
 }
 
 /// A residual network of pre-activation blocks, as data (He et al. 2016, arXiv 1603.05027; Zagoruyko
@@ -90,9 +149,13 @@ pub struct PreActResNetConfig {
     pub stages: Vec<StageConfig>,
     /// The end of the network and the names of its weights.
     pub style: PreActStyle,
-    /// What shortcuts convolve.
+    /// What shortcuts convolve. DeepMind's styles have their own.
     #[serde(default)]
     pub shortcut: PreActShortcut,
+    /// What images are normalised by before the first convolution. `None` leaves that to who calls the
+    /// network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pixels: Option<PixelStatistics>,
     /// The activation at every site. Each site owns its learnable parameter, if it has one.
     #[serde(default)]
     pub activation: ActivationConfig,
@@ -122,16 +185,18 @@ impl PreActResNetConfig {
 
     /// DeepMind's WideResNet, whose sizes are those of [`wide`](Self::wide): RobustBench's
     /// WideResNet-28-10 and WideResNet-70-16 with Swish, which is SiLU, are `deep_mind_wide(4, 10)` and
-    /// `deep_mind_wide(11, 16)`. It takes images in \[0, 1\]: mean and deviation of the pixels come with the
-    /// weights, and are CIFAR-10's until then (0.5 each where images are not of three channels).
+    /// `deep_mind_wide(11, 16)`. It takes images in \[0, 1\] and normalises them by CIFAR-10's statistics.
     pub fn deep_mind_wide(blocks: usize, widen: usize) -> Self {
-        Self { style: PreActStyle::DeepMindWide, ..Self::wide(blocks, widen) }
+        Self::deep_mind(PreActStyle::DeepMindWide, Self::wide(blocks, widen))
     }
 
     /// DeepMind's PreActResNet-18; it takes images as [`deep_mind_wide`](Self::deep_mind_wide) does.
     pub fn deep_mind_preact_resnet18() -> Self {
-        let style = PreActStyle::DeepMindPreAct;
-        Self { style, shortcut: PreActShortcut::Input, ..Self::preact_resnet18() }
+        Self::deep_mind(PreActStyle::DeepMindPreAct, Self::preact_resnet18())
+    }
+
+    fn deep_mind(style: PreActStyle, base: Self) -> Self {
+        Self { style, pixels: Some(PixelStatistics::cifar10()), ..base }
     }
 
     fn rgb(stem_channels: usize, stages: Vec<StageConfig>, style: PreActStyle) -> Self {
@@ -142,6 +207,7 @@ impl PreActResNetConfig {
             stages,
             style,
             shortcut: PreActShortcut::default(),
+            pixels: None,
             activation: ActivationConfig::default(),
             initialization: Initialization::default(),
         }
@@ -160,6 +226,9 @@ impl PreActResNetConfig {
         check_size("classes", self.classes)?;
         check_size("stem_channels", self.stem_channels)?;
         StageConfig::check(&self.stages)?;
+        if let Some(pixels) = &self.pixels {
+            pixels.check(self.input_channels)?;
+        }
         Ok(self.activation.validate()?)
     }
 
@@ -195,13 +264,17 @@ impl PreActResNetConfig {
             PreActStyle::PreAct => None,
             _ => Some(layers.norm(channels, activation)),
         };
-        let pixels = self
-            .style
-            .is_deep_mind()
-            .then(|| PixelStatistics::new(self.input_channels, layers.device()));
         let fc = layers.linear(channels, self.classes);
         let shared = activation.init_shared(layers.device());
-        PreActResNet { pixels, conv1, stages, bn1, fc, shared, style: self.style }
+        PreActResNet {
+            pixels: self.pixels.clone(),
+            conv1,
+            stages,
+            bn1,
+            fc,
+            shared,
+            style: self.style,
+        }
     }
 }
 
@@ -233,7 +306,7 @@ impl Block {
             bn2: layers.norm(c_out, activation),
             conv2: layers.conv(square([c_out, c_out], 3, 1)),
             shortcut: reshapes.then(|| layers.conv(style.shortcut([c_in, c_out], stride))),
-            shortcut_of: config.shortcut,
+            shortcut_of: style.shortcut_of(config.shortcut),
         }
     }
 
@@ -267,35 +340,12 @@ impl Block {
     }
 }
 
-/// x becomes (x - mean)/std, for `[channels, 1, 1]` of each, which nobody trains.
-#[derive(Module, Debug)]
-struct PixelStatistics {
-    mean: RunningState<Tensor<3>>,
-    std: RunningState<Tensor<3>>,
-}
-
-impl PixelStatistics {
-    fn new(channels: usize, device: &Device) -> Self {
-        let [mean, std] = match channels {
-            3 => [vec![0.4914, 0.4822, 0.4465], vec![0.2471, 0.2435, 0.2616]],
-            _ => [vec![0.5; channels], vec![0.5; channels]],
-        }
-        .map(|values: Vec<f32>| TensorData::new(values, [channels, 1, 1]))
-        .map(|data| RunningState::new(Tensor::from_data(data, device)));
-        Self { mean, std }
-    }
-
-    fn forward(&self, images: Tensor<4>) -> Tensor<4> {
-        let [mean, std] = [&self.mean, &self.std].map(|state| state.value().unsqueeze::<4>());
-        (images - mean) / std
-    }
-}
-
 /// A residual network of pre-activation blocks. Made by [`PreActResNetConfig::init`].
 ///
 /// [`ResNet`](crate::ResNet) says how `valid()` and `clone()` behave.
 #[derive(Module, Debug)]
 pub struct PreActResNet {
+    #[module(skip)]
     pixels: Option<PixelStatistics>,
     conv1: Conv2d,
     stages: Vec<Vec<Block>>,
@@ -311,7 +361,8 @@ impl PreActResNet {
     ///
     /// # Shapes
     ///
-    /// - `images`: `[batch, input_channels, height, width]`; any height and width of at least 1.
+    /// - `images`: `[batch, input_channels, height, width]`; any height and width of at least 1. DeepMind's
+    ///   styles: such that each stride divides the size before it, as it does 32.
     /// - output: `[batch, classes]`
     ///
     /// # Panics
@@ -330,7 +381,7 @@ impl PreActResNet {
 
     fn stem(&self, images: Tensor<4>) -> Tensor<4> {
         self.conv1.forward(match &self.pixels {
-            Some(pixels) => pixels.forward(images),
+            Some(pixels) => pixels.normalize(images),
             None => images,
         })
     }
@@ -387,7 +438,6 @@ impl PreActResNet {
         let path = beside_norms(path);
         let Some((stage, rest)) = in_stage(&path) else {
             return path
-                .replace("pixels.", "")
                 .replace("conv1.", if is_wide { "init_conv." } else { "conv_2d." })
                 .replace("bn1.", "batchnorm.")
                 .replace("fc.", "logits.");
@@ -428,8 +478,15 @@ impl StateDict for PreActResNet {
         })
     }
 
-    /// TRADES saves a second first stage that its network never uses.
+    /// TRADES saves a second first stage that its network never uses; some files of DeepMind's networks have
+    /// the pixel statistics, which are the configuration's here.
     fn is_unused(&self, key: &str) -> bool {
-        self.style == PreActStyle::Wide && key.starts_with("sub_block1.")
+        match self.style {
+            PreActStyle::Wide => key.starts_with("sub_block1."),
+            PreActStyle::DeepMindWide | PreActStyle::DeepMindPreAct => {
+                matches!(key, "mean" | "std")
+            }
+            _ => false,
+        }
     }
 }

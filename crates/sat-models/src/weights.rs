@@ -704,8 +704,7 @@ impl Place {
 
     fn role(&self) -> Role {
         match self.last() {
-            ("running_mean" | "running_var", "Struct:BatchNorm")
-            | ("mean" | "std", "Struct:PixelStatistics") => Role::RunningStatistic,
+            ("running_mean" | "running_var", "Struct:BatchNorm") => Role::RunningStatistic,
             _ => Role::Parameter,
         }
     }

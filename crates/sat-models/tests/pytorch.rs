@@ -12,9 +12,9 @@ use burn::nn::{Linear, LinearConfig};
 use burn::tensor::Device;
 use proptest::prelude::*;
 use sat_models::{
-    EfficientNetConfig, Metadata, Model, NetworkConfig, PreActResNetConfig, PreActShortcut,
-    PreActStyle, ResNetConfig, StageConfig, StateDict, StemConfig, WeightsError, load_pytorch,
-    load_weights, read_metadata, read_network, save_safetensors,
+    EfficientNetConfig, Metadata, Model, NetworkConfig, PixelStatistics, PreActResNetConfig,
+    PreActShortcut, PreActStyle, ResNetConfig, StageConfig, StateDict, StemConfig, WeightsError,
+    load_pytorch, load_weights, read_metadata, read_network, save_safetensors,
 };
 use tempfile::TempDir;
 use zip::write::SimpleFileOptions;
@@ -632,16 +632,31 @@ fn networks_of_deep_mind_have_their_names_and_bring_their_pixels_along() {
     }
     assert_eq!(of_preact["layer_0.0.shortcut.weight"].0, [3, 2, 3, 3]);
 
-    let logits = |mean: f32, std: f32, pixel: f32| {
-        let mut theirs = saved.clone();
-        for (key, value) in [("mean", mean), ("std", std)] {
-            let tensor = (vec![3, 1, 1], vec![value; 3]);
-            assert!(theirs.insert(key.into(), tensor).is_some());
-        }
-        let model = load(&wide, &checkpoint(Container::Zip, &[], &theirs)).unwrap();
+    // The pixel statistics are the configuration's, whether or not the file has some.
+    let logits = |mean: f32, std: f32, pixel: f32, theirs: &Tensors| {
+        let NetworkConfig::PreActResNet(mut config) = wide.clone() else { unreachable!() };
+        config.pixels = Some(PixelStatistics { mean: vec![mean; 3], std: vec![std; 3] });
+        let model = load(&config.into(), &checkpoint(Container::Zip, &[], theirs)).unwrap();
         let images = burn::tensor::Tensor::full([1, 3, 8, 8], pixel, &Device::flex());
         model.forward(images).try_into_vec_as::<f32>().unwrap()
     };
-    assert_eq!(logits(0.5, 0.25, 0.75), logits(0.0, 1.0, 1.0));
-    assert_ne!(logits(0.5, 0.25, 0.75), logits(0.0, 1.0, 0.75));
+    let mut with_statistics = saved.clone();
+    with_statistics.insert("mean".into(), (vec![3, 1, 1], vec![9.0; 3]));
+    with_statistics.insert("std".into(), (vec![3, 1, 1], vec![9.0; 3]));
+    let expected = logits(0.0, 1.0, 1.0, &saved);
+    assert_eq!(logits(0.5, 0.25, 0.75, &saved), expected);
+    assert_eq!(logits(0.5, 0.25, 0.75, &with_statistics), expected);
+    assert_ne!(logits(0.0, 1.0, 0.75, &saved), expected);
+
+    let grey = wide.with_input_channels(1).validate().unwrap_err();
+    assert_eq!(
+        grey.to_string(),
+        "network configuration: `pixels.mean` has 3 numbers for 1 input channels"
+    );
+    let flat = PixelStatistics { std: vec![0.25, 0.0, 0.25], ..PixelStatistics::cifar100() };
+    let flat = PreActResNetConfig {
+        pixels: Some(flat),
+        ..PreActResNetConfig::deep_mind_preact_resnet18()
+    };
+    assert!(flat.validate().unwrap_err().to_string().contains("`pixels.std` is 0"));
 }
