@@ -120,7 +120,16 @@ impl PixelStatistics {
         Ok(())
     }
 
-    fn normalize(&self, images: Tensor<4>) -> Tensor<4> {
+    /// (images - mean)/std, for images `[batch, channels, height, width]`. No gradient flows to the statistics.
+    ///
+    /// # Panics
+    ///
+    /// If there is not one mean and one standard deviation for each channel of the images.
+    pub fn normalize(&self, images: Tensor<4>) -> Tensor<4> {
+        let channels = images.dims()[1];
+        for values in [&self.mean, &self.std] {
+            assert_eq!(channels, values.len(), "channels of the images and of the normalisation");
+        }
         let device = images.device().without_autodiff();
         let per_channel = |values: &[f32]| {
             let data = TensorData::new(values.to_vec(), [1, values.len(), 1, 1]);

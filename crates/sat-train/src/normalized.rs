@@ -1,8 +1,6 @@
-use burn::{
-    module::Module,
-    tensor::{Tensor, TensorData},
-};
+use burn::{module::Module, tensor::Tensor};
 use sat_attack::Classifier;
+use sat_models::PixelStatistics;
 
 /// A classifier behind the normalisation of its input: images in [0, 1] come in, the model sees
 /// (x - mean)/std, channel by channel.
@@ -13,9 +11,7 @@ pub struct Normalized<M: Module> {
     /// The model itself.
     pub model: M,
     #[module(skip)]
-    mean: Vec<f32>,
-    #[module(skip)]
-    std: Vec<f32>,
+    pixels: PixelStatistics,
 }
 
 /// A normalisation that cannot be applied.
@@ -63,18 +59,18 @@ impl<M: Module> Normalized<M> {
             }
         }
         let to_f32 = |values: &[f64]| values.iter().map(|value| *value as f32).collect();
-        Ok(Self { model, mean: to_f32(mean), std: to_f32(std) })
+        Ok(Self { model, pixels: PixelStatistics { mean: to_f32(mean), std: to_f32(std) } })
     }
 
     /// Mean and standard deviation of each channel.
     pub fn statistics(&self) -> (&[f32], &[f32]) {
-        (&self.mean, &self.std)
+        (&self.pixels.mean, &self.pixels.std)
     }
 
     /// The normalisation of arXiv 2006.14536, x * 2 - 1 in every channel.
     pub fn to_plus_minus_one(model: M, channels: usize) -> Self {
         let half = vec![0.5; channels];
-        Self { model, mean: half.clone(), std: half }
+        Self { model, pixels: PixelStatistics { mean: half.clone(), std: half } }
     }
 }
 
@@ -83,15 +79,7 @@ impl<M: Module> Normalized<M> {
 /// If the images have another number of channels than the normalisation.
 impl<M: Module + Classifier> Classifier for Normalized<M> {
     fn logits(&self, images: Tensor<4>) -> Tensor<2> {
-        let channels = images.dims()[1];
-        assert_eq!(channels, self.mean.len(), "channels of the images and of the normalisation");
-        let device = images.device().without_autodiff();
-        let constant = |values: &[f32]| {
-            let data = TensorData::new(values.to_vec(), [1, values.len(), 1, 1]);
-            Tensor::<4>::from_data(data, (&device, images.dtype()))
-        };
-        let (mean, std) = (constant(&self.mean), constant(&self.std));
-        self.model.logits((images - mean) / std)
+        self.model.logits(self.pixels.normalize(images))
     }
 
     fn reseed(&self, seed: u64) {

@@ -275,10 +275,9 @@ impl<B: Backend> Value for Composed<B> {
         }
     }
     fn ln_1p_with_bend(self) -> (Self, Self) {
-        let t = self.clone();
-        let bend = match &t {
-            Tensor(x) if x.dtype() != DType::F64 => t.polynomial(&BEND),
-            _ => bend_series(t),
+        let bend = match &self {
+            Tensor(x) if x.dtype() != DType::F64 => self.clone().polynomial(&BEND),
+            _ => bend_series(self.clone()),
         };
         (self.ln_1p_unit(), bend)
     }
@@ -372,6 +371,27 @@ mod tests {
                     let want = of(&|x| curve.parameter_derivatives(x)[i]);
                     assert_close(&to_vec(got), &want, bound, &format!("{curve}, parameter {i}"));
                 }
+            }
+        }
+    }
+
+    /// Where e^x - 1 and x - ln(1 + a x)/a have none left in f32.
+    #[test]
+    fn digits_near_0_are_right() {
+        let x: Vec<f32> = (0..400).map(|i| 0.5 * 0.85f32.powi(i)).collect();
+        for (curve, sign) in
+            [(Curve::Elu(1.0), -1.0), (Curve::Celu(2.0), -1.0), (Curve::SmoothRelu(3.0), 1.0)]
+        {
+            let x: Vec<f32> = x.iter().map(|x| sign * x).collect();
+            let data = TensorData::new(x.clone(), [x.len()]);
+            let given = Tensor::<1>::from_data(data, &Device::flex()).into_dispatch();
+            for (x, got) in x.iter().zip(to_vec(value::<Dispatch>(given, None, curve))) {
+                let want = curve.value(f64::from(*x));
+                let lost = f64::from(f32::MIN_POSITIVE);
+                assert!(
+                    (got - want).abs() <= 2e-6 * want.abs() + lost,
+                    "{curve}({x}): {got}, {want}"
+                );
             }
         }
     }
