@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
-use burn::tensor::Device;
+use burn::tensor::{Device, TensorData};
 use proptest::prelude::*;
 use sat_models::{
     EfficientNetConfig, Metadata, Model, NetworkConfig, PixelStatistics, PreActResNetConfig,
@@ -196,6 +196,12 @@ fn tiny() -> NetworkConfig {
     config.with_classes(3).into()
 }
 
+/// One block of stride 2.
+fn small(base: PreActResNetConfig) -> PreActResNetConfig {
+    let stages = vec![StageConfig { channels: 3, blocks: 1, stride: 2 }];
+    PreActResNetConfig { stem_channels: 2, stages, ..base }
+}
+
 /// The tensors of a network as safetensors has them.
 fn tensors(model: &impl StateDict) -> Tensors {
     let folder = tempfile::tempdir().unwrap();
@@ -310,12 +316,7 @@ fn names_of_robustbench_load() {
     let loaded = load(&wide, &checkpoint(Container::Zip, &[], &theirs)).unwrap();
     assert_eq!(tensors(&loaded), saved);
 
-    let preact: NetworkConfig = PreActResNetConfig {
-        stem_channels: 2,
-        stages: vec![StageConfig { channels: 3, blocks: 1, stride: 2 }],
-        ..PreActResNetConfig::preact_resnet18()
-    }
-    .into();
+    let preact: NetworkConfig = small(PreActResNetConfig::preact_resnet18()).into();
     let saved = tensors(&preact.init(1, &Device::flex()));
     assert!(saved.contains_key("layer1.0.shortcut.0.weight") && saved.contains_key("linear.bias"));
 
@@ -620,12 +621,7 @@ fn networks_of_deep_mind_have_their_names_and_bring_their_pixels_along() {
     ] {
         assert!(saved.contains_key(key), "{key} is not in {:?}", saved.keys());
     }
-    let preact: NetworkConfig = PreActResNetConfig {
-        stem_channels: 2,
-        stages: vec![StageConfig { channels: 3, blocks: 1, stride: 2 }],
-        ..PreActResNetConfig::deep_mind_preact_resnet18()
-    }
-    .into();
+    let preact: NetworkConfig = small(PreActResNetConfig::deep_mind_preact_resnet18()).into();
     let of_preact = tensors(&preact.init(1, &Device::flex()));
     for key in ["conv_2d.weight", "layer_0.0.conv_2d_1.weight", "layer_0.0.batchnorm_0.bias"] {
         assert!(of_preact.contains_key(key), "{key} is not in {:?}", of_preact.keys());
@@ -659,4 +655,43 @@ fn networks_of_deep_mind_have_their_names_and_bring_their_pixels_along() {
         ..PreActResNetConfig::deep_mind_preact_resnet18()
     };
     assert!(flat.validate().unwrap_err().to_string().contains("`pixels.std` is 0"));
+}
+
+/// Logits that PyTorch computed in f64 with the blocks of `tests/parity/reference.py`. With the usual padding on
+/// all sides they are off by up to 0.03 and 1.
+#[test]
+fn networks_of_deep_mind_give_the_logits_of_pytorch() {
+    for (base, expected) in [
+        (
+            PreActResNetConfig::deep_mind_wide(1, 1),
+            [
+                -0.709515, -0.720091, -0.880116, -0.742578, -0.681854, 0.585246, 1.320026,
+                -1.958249, -1.728897, -0.077145,
+            ],
+        ),
+        (
+            PreActResNetConfig::deep_mind_preact_resnet18(),
+            [
+                -1.859563, 0.435359, -1.272283, -3.974393, -0.184971, -0.322054, 3.724877,
+                -4.232201, -4.579286, -2.702182,
+            ],
+        ),
+    ] {
+        let config: NetworkConfig = small(base).into();
+        let mut theirs = tensors(&config.init(1, &Device::flex()));
+        for (n, (key, (_, values))) in theirs.iter_mut().enumerate() {
+            let offset = if key.ends_with("running_var") { 2.0 } else { 0.0 };
+            for (i, value) in values.iter_mut().enumerate() {
+                *value = ((1.7 * (i * i) as f64 + n as f64).sin() + offset) as f32;
+            }
+        }
+        let model = load(&config, &checkpoint(Container::Zip, &[], &theirs)).unwrap();
+        let images = (0..192).map(|i| (0.5 + 0.5 * (0.05 * f64::from(i)).sin()) as f32);
+        let data = TensorData::new(images.collect::<Vec<_>>(), [1, 3, 8, 8]);
+        let images = burn::tensor::Tensor::from_data(data, &Device::flex());
+        let logits = model.forward(images).try_into_vec_as::<f32>().unwrap();
+        for (logit, expected) in logits.iter().zip(expected) {
+            assert!((logit - expected).abs() < 1e-4, "{logits:?}");
+        }
+    }
 }
